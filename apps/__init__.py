@@ -1,0 +1,1 @@
+"""The app layer over the domains: command line, training, jobs."""

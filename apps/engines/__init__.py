@@ -1,0 +1,1 @@
+"""Where a job's shards run: one file an engine."""

@@ -1,0 +1,1 @@
+"""The shared core: ops, layers, catalogue, model folders. It knows no domain."""

@@ -1,0 +1,107 @@
+"""The catalogue: names to builders, read without importing torch.
+
+A domain's `catalog.py` holds `MODELS`, a tuple of `Entry`; nothing is found by scanning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from manyheads.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from manyheads.core.predictor import Predictor
+
+DOMAINS = ("timeseries",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the catalogue. Data only: `builder` is `"module:function"` and is imported on use."""
+
+    name: str
+    domain: str
+    task: str
+    builder: str
+    paper: str
+    licence: str
+    summary: str
+
+
+def entries(domain: str | None = None) -> list[Entry]:
+    """Return the catalogue's entries, of all domains or of one.
+
+    Raises:
+        UsageError: No such domain.
+    """
+    if domain is not None and domain not in DOMAINS:
+        raise UsageError(f"no domain {domain!r}{did_you_mean(domain, DOMAINS)} (domains: {', '.join(DOMAINS)})")
+    found: dict[str, Entry] = {}
+    for each in DOMAINS if domain is None else (domain,):
+        for entry in importlib.import_module(f"manyheads.{each}.catalog").MODELS:
+            if entry.name in found:
+                raise RuntimeError(f"two catalogue entries are named {entry.name!r}")
+            found[entry.name] = entry
+    return list(found.values())
+
+
+def find(name: str) -> Entry:
+    """Return the entry of a name.
+
+    Raises:
+        UsageError: No model has this name; the closest name is suggested.
+    """
+    known = {entry.name: entry for entry in entries()}
+    if name not in known:
+        raise UsageError(f"no model {name!r}{did_you_mean(name, known)} (`manyheads models` lists them)")
+    return known[name]
+
+
+def list_models(domain: str | None = None) -> list[str]:
+    """Return the names of the models, sorted; imports no torch.
+
+    Raises:
+        UsageError: No such domain.
+    """
+    return sorted(entry.name for entry in entries(domain))
+
+
+def builder(entry: Entry) -> Callable[..., nn.Module]:
+    """Import and return an entry's builder function."""
+    module, _, function = entry.builder.partition(":")
+    return cast("Callable[..., nn.Module]", getattr(importlib.import_module(module), function))
+
+
+def create_model(name: str, **args: object) -> nn.Module:
+    """Build a model with random weights.
+
+    Args:
+        name: A catalogue name.
+        args: The builder's own arguments.
+
+    Raises:
+        UsageError: Unknown name, unknown argument or a missing one.
+
+    Example:
+        >>> model = create_model("itransformer", seq_len=96, pred_len=96, d_model=256)
+    """
+    build = builder(find(name))
+    known = inspect.signature(build).parameters
+    for arg in args:
+        if arg not in known:
+            raise UsageError(f"{name} takes no argument {arg!r}{did_you_mean(arg, known)} (it takes {', '.join(known)})")
+    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in args]
+    if missing:
+        raise UsageError(f"{name} needs {', '.join(missing)}")
+    return build(**args)
+
+
+def predictor_class(domain: str) -> type[Predictor]:
+    """Import and return a domain's predictor class (`manyheads.<domain>.predictor.build`)."""
+    return cast("type[Predictor]", importlib.import_module(f"manyheads.{domain}.predictor").PREDICTOR)

@@ -1,0 +1,1 @@
+"""Modules with parameters over `manyheads.core.ops`, one idea a file."""

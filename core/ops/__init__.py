@@ -1,0 +1,1 @@
+"""The public operations. Layout: B batch, N tokens, H heads, D head dim, L length; docs give shapes."""

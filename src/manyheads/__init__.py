@@ -1,0 +1,32 @@
+"""Manyheads: sequence models for five domains on one attention/SSM core.
+
+Importing this package imports no torch; the three names below load what they need when called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "create_model", "list_models", "load"]
+
+if TYPE_CHECKING:
+    from manyheads.core.catalog import create_model, list_models
+    from manyheads.core.hub import load
+
+
+def __getattr__(name: str) -> object:
+    """Resolve the public functions on first use (PEP 562)."""
+    if name in ("create_model", "list_models"):
+        from manyheads.core import catalog
+
+        return getattr(catalog, name)
+    if name == "load":
+        from manyheads.core.hub import load
+
+        return load
+    raise AttributeError(f"module 'manyheads' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

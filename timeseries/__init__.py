@@ -1,0 +1,1 @@
+"""Forecasting: models, windows, scaling, a Lightning task and a predictor."""

@@ -1,0 +1,1 @@
+"""Plain `nn.Module` forecasters, one architecture family a file."""
