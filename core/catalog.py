@@ -16,8 +16,6 @@ from manyheads.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-    from manyheads.core.predictor import Predictor
-
 DOMAINS = ("timeseries",)
 
 
@@ -101,7 +99,3 @@ def create_model(name: str, **args: object) -> nn.Module:
         raise UsageError(f"{name} needs {', '.join(missing)}")
     return build(**args)
 
-
-def predictor_class(domain: str) -> type[Predictor]:
-    """Import and return a domain's predictor class (`manyheads.<domain>.predictor.build`)."""
-    return cast("type[Predictor]", importlib.import_module(f"manyheads.{domain}.predictor").PREDICTOR)
