@@ -1,0 +1,256 @@
+"""The one place that chooses a backend, and says why.
+
+Each op has one clause below: a function that lists the backends it has, best first, with what keeps each from
+running this call. `choose` takes the first that can run. `use_backend`, or the variable `MANYHEADS_BACKEND`, forces
+one, and a forced backend that cannot run the call is an error, never a silent fallback.
+
+Backends: `reference` (the readable formula), `torch` (torch's own fused op), `cpu` (our CPU path), `triton`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from manyheads.core.errors import UsageError, did_you_mean
+
+BACKENDS = ("reference", "torch", "cpu", "triton")
+_HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+_forced: ContextVar[dict[str, str] | None] = ContextVar("manyheads_backend", default=None)
+
+Feature = bool | int | str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend a call gets, and why, in words."""
+
+    op: str
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a clause looks at: where the tensors are, their dtype, and the op's own features."""
+
+    device: str
+    dtype: torch.dtype
+    features: dict[str, Feature]
+
+    def has(self, name: str) -> bool:
+        """Tell whether a feature is set (absent counts as not set)."""
+        return bool(self.features.get(name, False))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend of an op: why it is taken when it can run, and what stands in its way (empty: nothing)."""
+
+    backend: str
+    reason: str
+    blocked: str = ""
+
+
+def interpreting() -> bool:
+    """Tell whether Triton's interpreter is on (TRITON_INTERPRET=1), so that kernels run on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+@cache
+def triton_installed() -> bool:
+    """Tell whether triton can be imported (it comes with torch on Linux only)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_blocked(call: Call) -> str:
+    """Say what keeps Triton kernels from running a call, or return an empty string."""
+    if not triton_installed():
+        return "triton is not installed"
+    if call.dtype not in _HALF_OR_SINGLE:
+        return f"the kernels take float32, float16 and bfloat16, not {_name(call.dtype)}"
+    if interpreting():
+        if call.dtype == torch.bfloat16:
+            return "bfloat16 products are wrong in Triton's interpreter (TRITON_INTERPRET=1)"
+        return (
+            ""
+            if call.device == "cpu"
+            else "Triton's interpreter is on (TRITON_INTERPRET=1) and runs CPU tensors"
+        )
+    return "" if call.device == "cuda" else f"it needs a CUDA device, and the tensors are on {call.device}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _attention(call: Call) -> list[Candidate]:
+    softmax = call.features.get("kind", "softmax") == "softmax"
+    learned = call.has("learned_bias")
+    fused = ""
+    if not softmax:
+        fused = "scaled_dot_product_attention has no sigmoid kind"
+    elif call.has("post_scale"):
+        fused = "scaled_dot_product_attention has no post_scale"
+    kernel = triton_blocked(call)
+    if not kernel and int(call.features.get("head_dim", 0)) > 256:
+        kernel = "the kernels take a head dim of at most 256"
+    torch_ = Candidate("torch", "no learned bias: scaled_dot_product_attention is the fused path", fused)
+    triton_ = Candidate(
+        "triton", "only the Triton kernels fuse this bias, kind or post_scale with its gradient", kernel
+    )
+    cpu = Candidate(
+        "cpu", "torch has no fast gradient of a bias: flash forward, blockwise backward", _cpu(call, fused)
+    )
+    slow_torch = Candidate("torch", "a learned bias with dropout: torch's own math path", fused)
+    reference = Candidate("reference", "no fused path takes this call: the plain formula")
+    return [triton_, cpu, slow_torch, reference] if learned else [torch_, triton_, reference, cpu]
+
+
+def _cpu(call: Call, fused: str) -> str:
+    if call.device != "cpu":
+        return f"it runs CPU tensors, and these are on {call.device}"
+    return fused or ("it has no dropout" if call.has("dropout") else "")
+
+
+def _norm(call: Call) -> list[Candidate]:
+    return [
+        Candidate("triton", "one fused pass over the rows, with the residual", triton_blocked(call)),
+        Candidate(
+            "torch", "torch's own row norm", "" if call.has("torch_norm") else "torch has no such norm"
+        ),
+        Candidate("reference", "the plain formula"),
+    ]
+
+
+_CLAUSES: dict[str, Callable[[Call], list[Candidate]]] = {
+    "attention": _attention,
+    "rms_norm": _norm,
+    "layer_norm": _norm,
+    "crms_norm": _norm,
+}
+
+
+def choose(op: str, *, device: str, dtype: torch.dtype, **features: Feature) -> Choice:
+    """Choose the backend of a call.
+
+    Args:
+        op: The public function's name.
+        device: The tensors' device type, "cpu" or "cuda".
+        dtype: The tensors' dtype.
+        features: What the op's clause asks about, such as `learned_bias=True`; absent means no.
+
+    Raises:
+        UsageError: The op is unknown, or the forced backend is, or it cannot run this call.
+
+    Example:
+        >>> choose("attention", device="cpu", dtype=torch.float32).backend
+        'torch'
+    """
+    candidates = _candidates(op, device, dtype, features)
+    forced = _forced_for(op)
+    if forced is None:
+        best = next(c for c in candidates if not c.blocked)
+        return Choice(op, best.backend, best.reason)
+    backend, source = forced
+    named = [c for c in candidates if c.backend == backend]
+    if not named:
+        has = ", ".join(dict.fromkeys(c.backend for c in candidates))
+        raise UsageError(f"{op} has no backend {backend!r}, which {source} asks for (it has {has})")
+    free = [c for c in named if not c.blocked]
+    if not free:
+        raise UsageError(
+            f"backend {backend!r}, which {source} asks for, cannot run this {op}: {named[0].blocked}"
+        )
+    return Choice(op, backend, f"asked for by {source}")
+
+
+def explain(op: str, *, device: str, dtype: torch.dtype, **features: Feature) -> str:
+    """Say in words which backend a call gets, why, and why not the ones before it.
+
+    Raises:
+        UsageError: As `choose`.
+
+    Example:
+        >>> print(explain("attention", device="cpu", dtype=torch.float32, learned_bias=True))
+        attention on cpu float32 -> cpu: torch has no fast gradient of a bias: flash forward, blockwise backward
+          not triton: it needs a CUDA device, and the tensors are on cpu
+    """
+    choice = choose(op, device=device, dtype=dtype, **features)
+    lines = [f"{op} on {device} {_name(dtype)} -> {choice.backend}: {choice.reason}"]
+    for candidate in _candidates(op, device, dtype, features):
+        if candidate.backend == choice.backend:
+            break
+        lines.append(f"  not {candidate.backend}: {candidate.blocked or 'another was asked for'}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def use_backend(backend: str, *, op: str | None = None) -> Iterator[None]:
+    """Force a backend inside a `with` block, for every op or for one; per thread and per async task.
+
+    Args:
+        backend: One of `BACKENDS`.
+        op: The op it holds for; None for all.
+
+    Raises:
+        UsageError: No such backend or op.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     y = attention(q, k, v)
+    """
+    _check(backend, op, "use_backend")
+    key = op or "*"
+    # A new "*" replaces what an outer block asked of single ops: the innermost block decides.
+    outer = {} if op is None else dict(_forced.get() or {})
+    token = _forced.set({**outer, key: backend})
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _forced_for(op: str) -> tuple[str, str] | None:
+    """The backend asked for, and by whom; a `with` block goes before the environment."""
+    asked = _forced.get() or {}
+    backend = asked.get(op, asked.get("*"))
+    if backend is not None:
+        return backend, f"use_backend({backend!r})"
+    value = os.environ.get("MANYHEADS_BACKEND", "").strip()
+    found = _parse(value)
+    backend = found.get(op, found.get("*"))
+    return None if backend is None else (backend, f"MANYHEADS_BACKEND={value}")
+
+
+def _parse(value: str) -> dict[str, str]:
+    """Read "triton", or "attention=triton,rms_norm=reference"; "auto" and nothing force nothing."""
+    found: dict[str, str] = {}
+    for part in value.split(","):
+        op, equals, backend = part.strip().rpartition("=")
+        if backend in ("", "auto"):
+            continue
+        _check(backend, op if equals else None, f"MANYHEADS_BACKEND={value}")
+        found[op or "*"] = backend
+    return found
+
+
+def _check(backend: str, op: str | None, source: str) -> None:
+    if backend not in BACKENDS:
+        hint = did_you_mean(backend, BACKENDS)
+        raise UsageError(f"{source}: no backend {backend!r}{hint} (backends: {', '.join(BACKENDS)})")
+    if op is not None and op not in _CLAUSES:
+        raise UsageError(f"{source}: no op {op!r}{did_you_mean(op, _CLAUSES)} (ops: {', '.join(_CLAUSES)})")
+
+
+def _candidates(op: str, device: str, dtype: torch.dtype, features: dict[str, Feature]) -> list[Candidate]:
+    if op not in _CLAUSES:
+        raise UsageError(f"no op {op!r}{did_you_mean(op, _CLAUSES)} (ops: {', '.join(_CLAUSES)})")
+    return _CLAUSES[op](Call(device, dtype, features))
