@@ -1,8 +1,9 @@
-"""Ahead-of-time compilation of Triton kernels for GPUs that are not there: registers, spills, shared memory, MMAs.
+"""Ahead-of-time compilation of Triton kernels for GPUs that are not there: registers, spills, MMAs.
 
-Each op's `triton.py` lists what it ships, `aot_variants()`, straight from its table of launch configurations, so
-what is gated is what is launched. `compile_all` compiles for compute capability 9.0 and 8.0 with the tools that
-Triton brings; `violations` holds each result to the gate. Not to be used with TRITON_INTERPRET=1.
+Each op's `triton.py` lists what it ships, `aot_variants()`, straight from its table of launch
+configurations, so what is gated is what is launched. `compile_all` compiles for compute capability 9.0 and
+8.0 with the tools that Triton brings; `violations` holds each result to the gate. Not to be used with
+TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ class Variant:
 
     Attributes:
         kernel: "module:function" of the plain `@triton.jit` function.
-        signature: Argument to Triton type ("*fp32", "i32", "i64", "fp32"); a constant's entry may be left out.
-        constants: The constexpr arguments.
+        signature: Argument to Triton type ("*fp32", "i32", "i64", "fp32"); a constant's entry may be left
+        out. constants: The constexpr arguments.
         arch: Compute capability, 90 or 80.
         label: What tells this variant from its siblings, such as "fp16 D64 128x64".
-        divisible: Integer arguments that the launcher would find divisible by 16. Pointers always are. Without
+        divisible: Integer arguments that the launcher would find divisible by 16. Pointers always are.
+        Without
             them Triton issues no asynchronous copies: gate the aligned and the unaligned form.
         tensor_cores: Whether the kernel must use tensor cores.
         slow: Leave it to the slow gate.
@@ -66,7 +68,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of a variant: registers a thread, spilled bytes, shared bytes, instruction counts."""
+    """What the compiler made of a variant: registers a thread, bytes, instruction counts."""
 
     variant: Variant
     registers: int
@@ -127,7 +129,8 @@ def compile_all(todo: Iterable[Variant], workers: int | None = None) -> Iterator
 def compile_variant(variant: Variant) -> Report:
     """Compile one variant to a cubin and count what is in it.
 
-    Source: Triton's own compiler interface, `triton.compile(ASTSource(...), target=GPUTarget("cuda", arch, 32))`.
+    Source: Triton's own compiler interface, `triton.compile(ASTSource(...), target=GPUTarget("cuda", arch,
+    32))`.
     """
     import triton
     from triton.backends.compiler import GPUTarget

@@ -1,8 +1,8 @@
 """The one place that chooses a backend, and says why.
 
 Each op has one clause below: a function that lists the backends it has, best first, with what keeps each from
-running this call. `choose` takes the first that can run. `use_backend`, or the variable `MANYHEADS_BACKEND`, forces
-one, and a forced backend that cannot run the call is an error, never a silent fallback.
+running this call. `choose` takes the first that can run. `use_backend`, or the variable `MANYHEADS_BACKEND`,
+forces one, and a forced backend that cannot run the call is an error, never a silent fallback.
 
 Backends: `reference` (the readable formula), `torch` (torch's own fused op), `cpu` (our CPU path), `triton`.
 """
@@ -106,9 +106,7 @@ def _attention(call: Call) -> list[Candidate]:
     triton_ = Candidate(
         "triton", "only the Triton kernels fuse this bias, kind or post_scale with its gradient", kernel
     )
-    cpu = Candidate(
-        "cpu", "torch has no fast gradient of a bias: flash forward, blockwise backward", _cpu(call, fused)
-    )
+    cpu = Candidate("cpu", "torch has no fast gradient of a bias", _cpu(call, fused))
     slow_torch = Candidate("torch", "a learned bias with dropout: torch's own math path", fused)
     reference = Candidate("reference", "no fused path takes this call: the plain formula")
     return [triton_, cpu, slow_torch, reference] if learned else [torch_, triton_, reference, cpu]
@@ -180,7 +178,7 @@ def explain(op: str, *, device: str, dtype: torch.dtype, **features: Feature) ->
 
     Example:
         >>> print(explain("attention", device="cpu", dtype=torch.float32, learned_bias=True))
-        attention on cpu float32 -> cpu: torch has no fast gradient of a bias: flash forward, blockwise backward
+        attention on cpu float32 -> cpu: torch has no fast gradient of a bias
           not triton: it needs a CUDA device, and the tensors are on cpu
     """
     choice = choose(op, device=device, dtype=dtype, **features)

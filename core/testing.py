@@ -1,7 +1,8 @@
 """Helpers that every op's tests share: the float64 error rule, NaN-filled empties, interpreter runs.
 
-The rule: an op's error against a float64 reference is at most twice that of the same formula in plain torch at
-the same dtype, forward and every gradient. Tolerances are never loosened; a failure has a reason to be found.
+The rule: an op's error against a float64 reference is at most twice that of the same formula in plain torch
+at the same dtype, forward and every gradient. Tolerances are never loosened; a failure has a reason to be
+found.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def assert_accurate(
 ) -> list[Comparison]:
     """Hold an op to the float64 rule: outputs, and the gradient of every floating input that requires one.
 
-    Three runs on the same values: `op` and `reference` at the inputs' dtype, `reference` in float64. Cotangents
-    are drawn once. An op's largest absolute error may be `2 * baseline + 2 eps * max|truth|`.
+    Three runs on the same values: `op` and `reference` at the inputs' dtype, `reference` in float64.
+    Cotangents are drawn once. An op's largest absolute error may be `2 * baseline + 2 eps * max|truth|`.
 
     Args:
         op: Takes `inputs`, returns a tensor or a tuple of tensors; bind options with a lambda.
