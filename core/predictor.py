@@ -1,15 +1,16 @@
 """What jobs and serving see of a domain: rows in, rows out. Torch at most, no lightning.
 
-A domain's `predictor.py` has one class with these six methods, and `from_folder`. The steps are separate so that a
-job can stream: cut the source into shards, read a shard's records, prepare each, run a batch, and make rows.
+A domain's `predictor.py` has one class named `Predictor` with these six methods, `from_folder`, and two attributes. The
+steps are separate so that a job can stream: cut the source into shards, read a shard's records, prepare each, run a
+batch, and make rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from manyheads.core.errors import BadRecord, DataError
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from manyheads.core.hub import ModelConfig
 
-Row = dict[str, object]
-Source = object  # a path, several paths, or a DataFrame; each domain says which it takes
+Row: TypeAlias = dict[str, object]
+Source: TypeAlias = object  # a path, several paths, or a DataFrame; each domain says which it takes
 
 
 class Record(Protocol):
@@ -39,9 +40,22 @@ H = TypeVar("H")
 
 
 class Predictor(Protocol[H, R, S, B, O]):
-    """The steps from a source to rows. `H` is a picklable shard, `R` a record, `S` a sample, `B` a batch, `O` outputs."""
+    """The steps from a source to rows. `H` is a picklable shard, `R` a record, `S` a sample, `B` a batch, `O` outputs.
 
-    batch_size: int
+    A batch's rows equal the rows of its records one by one, and the model is in evaluation mode.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Records a batch where the caller names no number."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The columns of a row in order, each with its Arrow type: `{"id": "string", "yhat": "float32"}`.
+
+        The names are those of `pyarrow.type_for_alias`. They follow from the model folder alone, so that every part of
+        a job has the same columns and types, one without rows too.
+        """
 
     @classmethod
     def from_folder(cls, model: nn.Module, config: ModelConfig) -> Predictor[H, R, S, B, O]:
@@ -70,6 +84,9 @@ class Predictor(Protocol[H, R, S, B, O]):
         """Make the output rows of a batch, records in order."""
 
 
+AnyPredictor: TypeAlias = Predictor[Any, Any, Any, Any, Any]
+
+
 @dataclass(frozen=True)
 class Bad:
     """A record that could not be used."""
@@ -82,6 +99,11 @@ def run(
     predictor: Predictor[H, R, S, B, O], records: Iterable[R], batch_size: int
 ) -> Iterator[tuple[list[Row], list[Bad], int]]:
     """Predict a stream of records batch by batch.
+
+    Args:
+        predictor: The steps.
+        records: The stream; no more than a batch of it is held.
+        batch_size: Records taken for a batch, bad ones included: how the stream is cut never depends on its content.
 
     Yields:
         The rows of a batch, its bad records, and how many records it took from the stream.
@@ -99,7 +121,9 @@ def run(
         yield rows, bad, len(chunk)
 
 
-def predict(predictor: Predictor[H, R, S, B, O], source: Source, batch_size: int | None = None) -> pd.DataFrame:
+def predict(
+    predictor: Predictor[H, R, S, B, O], source: Source, batch_size: int | None = None
+) -> pd.DataFrame:
     """Predict a whole source in memory.
 
     Raises:
@@ -113,4 +137,4 @@ def predict(predictor: Predictor[H, R, S, B, O], source: Source, batch_size: int
             if bad:
                 raise DataError(f"record {bad[0].id!r}: {bad[0].reason}")
             found.extend(rows)
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=list(predictor.columns))
