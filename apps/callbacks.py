@@ -1,0 +1,105 @@
+"""Lightning callbacks of a training run: a line an epoch, and stopping so that the run can go on later."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from manyheads.core.errors import ManyheadsError
+
+
+class Stopped(ManyheadsError):
+    """A signal stopped the run after its state was saved; the exit code is 128 + the signal's number."""
+
+    def __init__(self, signum: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with --ckpt_path {checkpoint}")
+        self.exit_code = 128 + signum
+
+
+class Resumable(Callback):
+    """Save the run's whole state on SIGTERM and SIGINT between two batches, random state included.
+
+    A run that was stopped and resumed gives the same weights, bit for bit, as one that was not (on a CPU).
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self._signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the two signals; a second one ends the process at once."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._previous[signum] = signal.signal(signum, self._note)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+    def _stop(self, trainer: Trainer) -> None:
+        assert self._signum is not None
+        trainer.save_checkpoint(self.checkpoint)
+        raise Stopped(self._signum, self.checkpoint)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop here when the signal came during validation."""
+        if self._signum is not None and trainer.current_epoch > 0:
+            self._stop(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after this batch; the last one of an epoch is left to its validation."""
+        if self._signum is not None and not trainer.is_last_batch:
+            self._stop(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the random state: dropout must go on where it was."""
+        checkpoint["rng_state"] = torch.get_rng_state()
+        checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Hold the random state until training starts."""
+        self._rng_state = checkpoint.get("rng_state")
+        self._cuda_rng_state = checkpoint.get("cuda_rng_state", [])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the random state of a resumed run."""
+        if getattr(self, "_rng_state", None) is not None:
+            torch.set_rng_state(self._rng_state)
+            if self._cuda_rng_state and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._cuda_rng_state)
+
+
+class EpochLines(Callback):
+    """Print one line an epoch: losses, learning rate, seconds."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's figures."""
+        metrics = trainer.callback_metrics
+        losses = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        seconds = time.perf_counter() - self._start
+        total = trainer.max_epochs
+        print(f"epoch {trainer.current_epoch + 1:>2}/{total}  {losses}  lr {rate:.2e}  {seconds:.1f} s", flush=True)

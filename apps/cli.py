@@ -1,0 +1,255 @@
+"""`manyheads`: the command line. A dispatcher in the standard library; each command imports what it needs.
+
+Nothing here imports torch: `--help`, `--version`, `models`, `data list` and a wrong option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from manyheads import __version__
+from manyheads.apps import options
+from manyheads.core.catalog import DOMAINS, entries, find
+from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
+
+COMMANDS = ("quickstart", "predict", "models", "data", *DOMAINS)
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with a suggestion for a mistyped option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UsageError(f"{message} (`{self.prog} --help` shows the usage)")
+
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        """Parse, with a suggestion for an option that is not known."""
+        parsed, unknown = self.parse_known_args(args)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UsageError(
+                f"{self.prog} takes no {unknown[0]!r}{did_you_mean(unknown[0], known)}"
+                f" (`{self.prog} --help` shows the usage)"
+            )
+        return parsed
+
+
+def _parser(command: str, description: str, epilog: str = "") -> Parser:
+    return Parser(
+        prog=f"manyheads {command}".strip(),
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _top() -> Parser:
+    parser = _parser(
+        "",
+        "Sequence models for images, time series, speech, graphs and user histories on one attention/SSM core.",
+        epilog="""commands:
+  quickstart             train, test, save, predict and plot on real data in three minutes
+  timeseries fit ...     train a forecaster from a config (also: validate, test, predict)
+  predict                run a model over files as a resumable batch job
+  models                 list the catalogue, or show one model
+  data                   list the data sets, or fetch one
+
+`manyheads COMMAND --help` shows a command's options; `--debug` before or after it shows tracebacks.""",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"manyheads {__version__}")
+    return parser
+
+
+def quickstart(args: Sequence[str]) -> int:
+    """Run the guided tour of one domain."""
+    parser = _parser("quickstart", "Real data, then: train, test, save, predict as a job, plot. Works offline.")
+    parser.add_argument("domain", nargs="?", choices=DOMAINS, default="timeseries", help="default: timeseries")
+    parser.add_argument("-o", "--output", type=Path, default=Path("quickstart"), help="folder to fill (quickstart/)")
+    parser.add_argument("--epochs", type=int, default=4, help="training epochs (4)")
+    parser.add_argument("--seed", type=int, default=2023, help="random seed (2023)")
+    parsed = parser.parse(args)
+    if parsed.epochs < 1:
+        raise UsageError("--epochs must be at least 1")
+    from manyheads.apps.quickstart import run
+
+    return run(parsed.output, epochs=parsed.epochs, seed=parsed.seed)
+
+
+def predict(args: Sequence[str]) -> int:
+    """Run a batch job."""
+    parser = _parser(
+        "predict",
+        "Run a model over files. The output folder holds parts, bad records, and _SUCCESS at the end;\n"
+        "a killed job is continued with --resume and gives the same bytes.",
+        epilog="example: manyheads predict quickstart/model sales.parquet -o forecasts",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model folder")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="input files")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="output folder")
+    parser.add_argument("--engine", choices=("local",), default="local", help="where shards run (local)")
+    parser.add_argument("--batch-size", default="auto", help="records a batch (auto: the domain's default)")
+    parser.add_argument("--shard-size", type=int, default=64, help="records a part file (64)")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes (0: this process)")
+    parser.add_argument("--resume", action="store_true", help="continue a job that was stopped")
+    parser.add_argument("--max-bad", type=float, default=0.0, help="share of bad records that is accepted (0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parsed = parser.parse(args)
+    from manyheads.apps.jobs import JobOptions, run_job
+
+    result = run_job(
+        JobOptions(
+            model=parsed.model,
+            inputs=parsed.inputs,
+            output=parsed.output,
+            engine=parsed.engine,
+            batch_size=_batch_size(parsed.batch_size),
+            shard_size=parsed.shard_size,
+            workers=parsed.workers,
+            resume=parsed.resume,
+            max_bad=parsed.max_bad,
+            quiet=parsed.quiet or parsed.json,
+        )
+    )
+    if parsed.json:
+        print(json.dumps({key: getattr(result, key) for key in ("records", "rows", "bad", "shards", "seconds")}))
+    return result.exit_code
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--batch-size takes `auto` or a positive number, not {text!r}")
+    return int(text)
+
+
+def models(args: Sequence[str]) -> int:
+    """List the catalogue or show one entry."""
+    parser = _parser("models", "List the catalogue, or show one model: its paper, task and arguments.")
+    parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    parser.add_argument("name", nargs="?", help="with show: the model's name")
+    parser.add_argument("--domain", choices=DOMAINS, help="only this domain's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parsed = parser.parse(args)
+    if parsed.action == "show":
+        if parsed.name is None:
+            raise UsageError("manyheads models show needs a NAME")
+        entry = vars(find(parsed.name))
+        print(json.dumps(entry) if parsed.json else "\n".join(f"{key:9} {value}" for key, value in entry.items()))
+        return 0
+    if parsed.name is not None:
+        raise UsageError(f"manyheads models list takes no name; `manyheads models show {parsed.name}`?")
+    found = entries(parsed.domain)
+    if parsed.json:
+        print(json.dumps([vars(entry) for entry in found]))
+        return 0
+    width = max(len(entry.name) for entry in found)
+    for entry in found:
+        print(f"{entry.name:{width}}  {entry.domain:10}  {entry.task:9}  {entry.summary}")
+    return 0
+
+
+def data(args: Sequence[str]) -> int:
+    """List the data sets or fetch one."""
+    parser = _parser("data", "List the data sets with licence and size, or fetch one (checksum verified).")
+    parser.add_argument("action", nargs="?", choices=("list", "get"), default="list")
+    parser.add_argument("name", nargs="?", help="with get: the data set's name")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parsed = parser.parse(args)
+    from manyheads.core import datasets
+
+    if parsed.action == "get":
+        if parsed.name is None:
+            raise UsageError("manyheads data get needs a NAME")
+        path = datasets.locate(parsed.name)
+        print(json.dumps({"name": parsed.name, "path": str(path)}) if parsed.json else path)
+        return 0
+    found = [vars(entry) for entry in datasets.entries()]
+    if parsed.json:
+        print(json.dumps(found, default=str))
+        return 0
+    for entry in found:
+        print(f"{entry['name']:18}  {entry['domain']:10}  {entry['size'] / 1e6:6.1f} MB  {entry['licence']}")
+    return 0
+
+
+def domain(name: str, args: Sequence[str]) -> int:
+    """Run `manyheads DOMAIN fit|validate|test|predict`."""
+    if not args or args[0] in ("-h", "--help"):
+        print(options.overview(name))
+        return 0 if args else UsageError.exit_code
+    action, rest = options.check(name, args)
+    if rest is None:
+        print(options.help_text(name, action))
+        return 0
+    from manyheads.apps import training
+
+    return training.run(name, action, rest)
+
+
+def dispatch(args: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    if not args:
+        _top().print_help()
+        return UsageError.exit_code
+    command, rest = args[0], args[1:]
+    if command in DOMAINS:
+        return domain(command, rest)
+    commands = {"quickstart": quickstart, "predict": predict, "models": models, "data": data}
+    if command in commands:
+        return commands[command](rest)
+    if not command.startswith("-"):
+        raise UsageError(f"no command {command!r}{did_you_mean(command, COMMANDS)} (`manyheads --help` lists them)")
+    _top().parse(args)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `manyheads` script.
+
+    Returns:
+        0 done, 1 failure, 2 usage or config, 3 bad records above --max-bad, 130/143 signals.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        return dispatch(args)
+    except ManyheadsError as error:
+        failure: BaseException = error
+        code = error.exit_code
+    except KeyboardInterrupt as error:
+        failure, code = error, INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing to say
+        return 1
+    except Exception as error:
+        failure, code = error, 1
+    if debug:
+        traceback.print_exception(failure)
+    print(_message(failure, code), file=sys.stderr)
+    return code
+
+
+def _message(error: BaseException, code: int) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "manyheads: stopped"
+    if isinstance(error, ManyheadsError):
+        return f"manyheads: {error}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"manyheads: unexpected {type(error).__name__}: {text[:400]} (run again with --debug for the traceback)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

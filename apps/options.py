@@ -1,0 +1,106 @@
+"""What `manyheads DOMAIN fit|validate|test|predict` takes, known without importing torch.
+
+`configs/<domain>/help.txt` is the training parser's own help, written by `python -m manyheads.apps.training`; a test
+regenerates it and compares. Config names resolve here too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from manyheads.core.errors import UsageError, did_you_mean
+
+CONFIGS = Path(__file__).parent / "configs"
+ACTIONS = {
+    "fit": "train, keep the best and the last checkpoint, write a model folder",
+    "validate": "measure the best checkpoint on the validation split",
+    "test": "measure the best checkpoint on the test split",
+    "predict": "forecast past the end of the config's data, as a batch job",
+}
+
+
+def configs(domain: str) -> list[str]:
+    """Return the names of a domain's shipped configs."""
+    return sorted(path.stem for path in (CONFIGS / domain).glob("*.yaml"))
+
+
+def resolve_config(domain: str, name: str) -> Path:
+    """Return the file of a config given by name or path.
+
+    Raises:
+        UsageError: Neither a shipped config nor a file.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".json") or "/" in name:
+        if not path.is_file():
+            raise UsageError(f"no config file {name}")
+        return path
+    known = configs(domain)
+    if name not in known:
+        raise UsageError(f"no {domain} config {name!r}{did_you_mean(name, known)} (shipped: {', '.join(known)})")
+    return CONFIGS / domain / f"{name}.yaml"
+
+
+def overview(domain: str) -> str:
+    """Return the help of `manyheads DOMAIN`."""
+    lines = [f"usage: manyheads {domain} {{{','.join(ACTIONS)}}} --config NAME_OR_FILE [options]", ""]
+    lines += [f"  {action:9} {text}" for action, text in ACTIONS.items()]
+    lines += ["", f"shipped configs: {', '.join(configs(domain))}"]
+    lines += [f"`manyheads {domain} fit --help` shows the options; every one can stand in a config."]
+    return "\n".join(lines)
+
+
+def help_text(domain: str, action: str) -> str:
+    """Return the shipped help of an action."""
+    return (CONFIGS / domain / "help.txt").read_text().replace("ACTION", action).rstrip()
+
+
+def known_options(domain: str) -> list[str]:
+    """Return the options of a domain's training parser, as the shipped help lists them."""
+    return re.findall(r"^  (?:-\w, )?(--[\w.]+)", help_text(domain, "fit"), re.MULTILINE)
+
+
+def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
+    """Check an action and its options, and resolve config names.
+
+    Returns:
+        The action, and its arguments with config names replaced by paths; None where help was asked for.
+
+    Raises:
+        UsageError: No such action, option or config; the closest is suggested.
+    """
+    action, *rest = args
+    if action not in ACTIONS:
+        raise UsageError(f"no action {action!r}{did_you_mean(action, ACTIONS)} (actions: {', '.join(ACTIONS)})")
+    if any(arg in ("-h", "--help") for arg in rest):
+        return action, None
+    known = known_options(domain)
+    for arg in rest:
+        option = arg.split("=", 1)[0]
+        if option.startswith("--") and not _is_known(option, known):
+            raise UsageError(
+                f"manyheads {domain} {action} takes no {option!r}{did_you_mean(option, known)}"
+                f" (`manyheads {domain} {action} --help` lists the options)"
+            )
+    if not any(arg.split("=", 1)[0] in ("--config", "-c") for arg in rest):
+        raise UsageError(f"--config is needed: a file, or one of {', '.join(configs(domain))}")
+    return action, _with_config_paths(domain, rest)
+
+
+def _is_known(option: str, known: Sequence[str]) -> bool:
+    return option in known or option.startswith("--model.arguments.")
+
+
+def _with_config_paths(domain: str, args: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-c") and equals:
+            found.append(f"--config={resolve_config(domain, value)}")
+        elif index and args[index - 1] in ("--config", "-c"):
+            found.append(str(resolve_config(domain, arg)))
+        else:
+            found.append(arg)
+    return found
