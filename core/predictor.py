@@ -1,8 +1,7 @@
 """What jobs and serving see of a domain: rows in, rows out. Torch at most, no lightning.
 
-A domain's `predictor.py` has one class named `Predictor` with these six methods, `from_folder`, and two attributes. The
-steps are separate so that a job can stream: cut the source into shards, read a shard's records, prepare each, run a
-batch, and make rows.
+A domain's `predictor.py` has one class named `Predictor` with these methods and two attributes. The steps are separate so that a job can stream: cut the source into shards, read a shard's
+records, prepare each, run a batch, and make rows.
 """
 
 from __future__ import annotations
@@ -40,9 +39,10 @@ H = TypeVar("H")
 
 
 class Predictor(Protocol[H, R, S, B, O]):
-    """The steps from a source to rows. `H` is a picklable shard, `R` a record, `S` a sample, `B` a batch, `O` outputs.
+    """The steps from a source to rows.
 
-    A batch's rows equal the rows of its records one by one, and the model is in evaluation mode.
+    `H` is a picklable shard, `R` a record, `S` a sample, `B` a batch, `O` outputs. A batch's
+    rows equal the rows of its records one by one, and the model is in evaluation mode.
     """
 
     @property
@@ -53,8 +53,8 @@ class Predictor(Protocol[H, R, S, B, O]):
     def columns(self) -> Mapping[str, str]:
         """The columns of a row in order, each with its Arrow type: `{"id": "string", "yhat": "float32"}`.
 
-        The names are those of `pyarrow.type_for_alias`. They follow from the model folder alone, so that every part of
-        a job has the same columns and types, one without rows too.
+        The names are those of `pyarrow.type_for_alias`. They follow from the model folder alone, so that
+        every part of a job has the same columns and types, one without rows too.
         """
 
     @classmethod
@@ -83,6 +83,9 @@ class Predictor(Protocol[H, R, S, B, O]):
     def rows(self, outputs: O, records: Sequence[R]) -> list[Row]:
         """Make the output rows of a batch, records in order."""
 
+    def predict(self, source: Source) -> pd.DataFrame:
+        """Predict a whole source in memory: `predict` of this module, as a method."""
+
 
 AnyPredictor: TypeAlias = Predictor[Any, Any, Any, Any, Any]
 
@@ -103,7 +106,7 @@ def run(
     Args:
         predictor: The steps.
         records: The stream; no more than a batch of it is held.
-        batch_size: Records taken for a batch, bad ones included: how the stream is cut never depends on its content.
+        batch_size: Records taken for a batch, bad ones included: the cuts never depend on the content.
 
     Yields:
         The rows of a batch, its bad records, and how many records it took from the stream.

@@ -1,0 +1,359 @@
+"""Model folders: `config.json`, `model.safetensors` and `README.md`, written whole and read back strictly.
+
+A config is data: it names a model of our catalogue and plain arguments, never a class. Weights are safetensors
+only, their hash is verified before they are read, and every tensor must be used and fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, cast
+
+from manyheads.core import catalog, files
+from manyheads.core.card import write_card
+from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from manyheads.core.predictor import AnyPredictor
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+MAX_CONFIG_BYTES = 8 << 20
+MAX_DEPTH = 16  # nesting of a config's lists and objects
+SHOWN = 3  # names listed in a message
+
+Plain: TypeAlias = bool | int | float | str | None
+Json: TypeAlias = "Plain | list[Json] | dict[str, Json]"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What `config.json` holds.
+
+    Args:
+        format_version: The layout of the folder.
+        domain: One of the catalogue's domains.
+        name: A catalogue name of that domain.
+        arguments: Everything that the builder needs; plain values, or flat lists of them.
+        preprocessing: What the domain's predictor needs beside the model.
+        labels: Names of the classes, where there are any.
+        training: Figures of the training run.
+        weights_sha256: The hash of `model.safetensors`.
+    """
+
+    format_version: int
+    domain: str
+    name: str
+    arguments: dict[str, Json]
+    preprocessing: dict[str, Json]
+    labels: list[str] | None
+    training: dict[str, Json]
+    weights_sha256: str
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything here, and so of the weights."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    domain: str,
+    name: str,
+    arguments: Mapping[str, Json],
+    preprocessing: Mapping[str, Json],
+    labels: list[str] | None = None,
+    training: Mapping[str, Json] | None = None,
+    card: str = "",
+) -> ModelConfig:
+    """Write a model folder, in place of the model folder that is there.
+
+    The folder is checked as `load_model` would before it gets its name.
+
+    Args:
+        path: The folder.
+        model: The module; its whole state is saved.
+        domain: The model's domain.
+        name: Its catalogue name.
+        arguments: The builder's arguments, complete enough to build the same module again.
+        preprocessing: What the domain's predictor needs.
+        labels: Names of the classes.
+        training: Figures for the card and the config.
+        card: The text of `README.md`; written from the rest when empty.
+
+    Raises:
+        ManyheadsError: The arguments do not build this module, or what is at `path` is no model folder.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if path.exists() and not _is_replaceable(path):
+        raise ManyheadsError(f"{path} is there and is no model folder: choose another place or move it away")
+    written = files.temporary(path)
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    try:
+        state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, str(written / WEIGHTS), metadata={"format": "pt"})
+        config = ModelConfig(
+            FORMAT_VERSION,
+            domain,
+            name,
+            dict(arguments),
+            dict(preprocessing),
+            labels,
+            dict(training or {}),
+            files.sha256(written / WEIGHTS),
+        )
+        text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
+        (written / CONFIG).write_text(text, encoding="utf-8")
+        config = read_config(written)  # as it will be read: a tuple is a list now, NaN was refused
+        _match(written, config)
+        (written / CARD).write_text(card or write_card(dataclasses.asdict(config)), encoding="utf-8")
+        files.replace_folder(written, path)
+    except ManyheadsError as error:
+        raise ManyheadsError(str(error).replace(str(written), str(path))) from error
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return config
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Tell whether a path is an empty folder or one that `save` wrote: nothing else is ever removed."""
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and {file.name for file in path.iterdir()} <= {CONFIG, WEIGHTS, CARD}
+    )
+
+
+def find_folder(reference: str | Path) -> Path:
+    """Return the model folder of a reference: that folder, or the `model/` in a run folder.
+
+    Raises:
+        UsageError: No such folder; catalogue names and hub references have no weights in this version.
+    """
+    path = Path(reference)
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.exists():
+        raise UsageError(f"{path} is no model folder: it has no {CONFIG}")
+    if str(reference) in catalog.list_models():
+        domain = catalog.find(str(reference)).domain
+        raise UsageError(
+            f"{reference} is a catalogue name, and this version reads model folders only:"
+            f" train one first (`manyheads quickstart`, `manyheads {domain} fit`)"
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(reference)):
+        raise UsageError(f"no folder {reference}; this version reads model folders only, not hub references")
+    raise UsageError(f"no model folder {reference}")
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """Read and check the `config.json` of a model folder.
+
+    Raises:
+        ManyheadsError: It is missing, too large, not what `save` writes, or names what the catalogue has not.
+    """
+    file = Path(path) / CONFIG
+    try:
+        config = _check_config(_parse(_regular(file).read_bytes()))
+        entry = catalog.find(config.name)
+        if entry.domain != config.domain:
+            raise _Wrong(f"{config.name} is a model of {entry.domain}, not of {config.domain}")
+    except (_Wrong, UsageError) as error:
+        raise ManyheadsError(f"{file}: {error}") from error
+    return config
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
+    """Build the model of a folder, in evaluation mode, with the folder's weights and nothing else.
+
+    Raises:
+        ManyheadsError: The config does not check, the weights are not those it names, or a tensor is missing,
+            left over, or of another shape or type.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    config = read_config(path)
+    weights = _regular(path / WEIGHTS)
+    if files.sha256(weights) != config.weights_sha256:
+        raise ManyheadsError(
+            f"{weights} is not the file that {CONFIG} names (SHA-256 differs): damaged or replaced"
+        )
+    _match(path, config)
+    with _explained(path):
+        model = catalog.create_model(config.name, **config.arguments)
+        model.load_state_dict(load_file(str(weights)), strict=True)
+    return model.eval(), config
+
+
+def load(reference: str | Path) -> AnyPredictor:
+    """Load a model folder, or the `model/` of a run folder, as its domain's predictor.
+
+    Raises:
+        UsageError: There is no such folder.
+        ManyheadsError: The folder does not check.
+
+    Example:
+        >>> load("quickstart/model").predict("file.csv")  # doctest: +SKIP
+    """
+    return make_predictor(*load_model(find_folder(reference)))
+
+
+def make_predictor(model: nn.Module, config: ModelConfig) -> AnyPredictor:
+    """Return the predictor of a loaded model: the `Predictor` of its domain's `predictor.py`."""
+    module = importlib.import_module(f"manyheads.{config.domain}.predictor")
+    return cast("AnyPredictor", module.Predictor.from_folder(model, config))
+
+
+class _Wrong(Exception):
+    """What is wrong with a config; the caller adds which file."""
+
+
+def _regular(file: Path) -> Path:
+    """Refuse links (they may lead out of the folder) and what is not a file."""
+    if file.is_symlink():
+        raise ManyheadsError(f"{file} is a symbolic link: a model folder holds its files itself")
+    if not file.is_file():
+        raise ManyheadsError(f"{file.parent} has no {file.name}")
+    if file.name == CONFIG and file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ManyheadsError(
+            f"{file} has {file.stat().st_size} bytes, more than the {MAX_CONFIG_BYTES} allowed"
+        )
+    return file
+
+
+def _parse(content: bytes) -> Json:
+    def constant(name: str) -> NoReturn:
+        raise _Wrong(f"{name} is no JSON number")
+
+    def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _Wrong("a key stands twice in one object")
+        return found
+
+    try:
+        parsed: Json = json.loads(content, parse_constant=constant, object_pairs_hook=unique)
+    except RecursionError:
+        raise _Wrong(f"nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        raise _Wrong(f"not JSON ({error})") from error
+    level: list[Json] = [parsed]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return parsed
+        level = [child for node in level for child in _children(node)]
+    raise _Wrong(f"nested deeper than {MAX_DEPTH}")
+
+
+def _children(node: Json) -> list[Json]:
+    if isinstance(node, dict):
+        return list(node.values())
+    return node if isinstance(node, list) else []
+
+
+def _check_config(parsed: Json) -> ModelConfig:
+    if not isinstance(parsed, dict):
+        raise _Wrong("not an object")
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    version = parsed.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise _Wrong(f"format_version is {version!r}; this version of manyheads reads {FORMAT_VERSION}")
+    for key in parsed:
+        if key not in known:
+            raise _Wrong(f"unknown key {key!r}{did_you_mean(key, known)}")
+    for key in known:
+        if key not in parsed:
+            raise _Wrong(f"no key {key!r}")
+    for key in ("domain", "name", "weights_sha256"):
+        _expect(isinstance(parsed[key], str), key, "a string")
+    for key in ("arguments", "preprocessing", "training"):
+        _expect(isinstance(parsed[key], dict), key, "an object")
+    labels = parsed["labels"]
+    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    _expect(labels is None or strings, "labels", "null or a list of strings")
+    config = ModelConfig(**cast("dict[str, object]", parsed))  # type: ignore[arg-type]  # checked above
+    _expect(config.domain in catalog.DOMAINS, "domain", f"one of {', '.join(catalog.DOMAINS)}")
+    _expect(bool(re.fullmatch("[0-9a-f]{64}", config.weights_sha256)), "weights_sha256", "64 hex digits")
+    for name, value in config.arguments.items():
+        nested = isinstance(value, dict) or any(isinstance(each, dict | list) for each in _children(value))
+        _expect(not nested, f"arguments.{name}", "a plain value or a flat list of them")
+    return config
+
+
+def _expect(holds: bool, key: str, what: str) -> None:
+    if not holds:
+        raise _Wrong(f"{key} must be {what}")
+
+
+def _match(path: Path, config: ModelConfig) -> None:
+    """Compare the names, shapes and types of the file with those of the module, before anything is allocated.
+
+    The header is all that is read; the module is built without memory behind its tensors.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    file = path / WEIGHTS
+    with _explained(path), torch.device("meta"):
+        wanted = catalog.create_model(config.name, **config.arguments).state_dict()
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            stored = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no mapping
+            found = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in stored.items()}
+    except SafetensorError as error:
+        raise ManyheadsError(f"{file} is no safetensors file ({error})") from error
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    differing = [
+        f"{key} is {_describe(*found[key])}, not {_describe(_code(value.dtype), tuple(value.shape))}"
+        for key, value in wanted.items()
+        if key in found and found[key] != (_code(value.dtype), tuple(value.shape))
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for what, names in (("missing", missing), ("left over", unexpected), ("of another kind", differing))
+        if names
+    ]
+    if faults:
+        raise ManyheadsError(f"{file} does not fit {config.name}: tensors {'; '.join(faults)}")
+
+
+def _describe(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype}{list(shape)}"
+
+
+def _code(dtype: torch.dtype) -> str:
+    """Return safetensors' name of a type."""
+    name = str(dtype).removeprefix("torch.")
+    if name in ("bool", "bfloat16"):
+        return {"bool": "BOOL", "bfloat16": "BF16"}[name]
+    return re.sub(r"^(f|i|u|c)\D*", lambda match: match[1].upper(), name)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a builder's refusal of a config's arguments into an error that names the file."""
+    try:
+        yield
+    except Exception as error:
+        message = " ".join(str(error).split())[:200]
+        raise ManyheadsError(f"{path / CONFIG}: the arguments build no model: {message}") from error
