@@ -31,15 +31,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (`{self.prog} --help` shows the usage)")
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
-        """Parse, with a suggestion for an option that is not known."""
-        parsed, unknown = self.parse_known_args(args)
-        if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            raise UsageError(
-                f"{self.prog} takes no {unknown[0]!r}{did_you_mean(unknown[0], known)}"
-                f" (`{self.prog} --help` shows the usage)"
-            )
-        return parsed
+        """Parse; an unknown option is answered first, before what else may be missing."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for arg in args[: args.index("--") if "--" in args else len(args)]:
+            option = arg.split("=", 1)[0]
+            if option.startswith("--") and option not in known:
+                raise UsageError(
+                    f"{self.prog} takes no {option!r}{did_you_mean(option, known)}"
+                    f" (`{self.prog} --help` shows the usage)"
+                )
+        return self.parse_args(args)
 
 
 def _parser(command: str, description: str, epilog: str = "") -> Parser:
