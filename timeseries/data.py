@@ -1,0 +1,196 @@
+"""From a data set or a file to train, validation and test windows, by the published protocol.
+
+Source: the splits, the train-only scaling and the window counts of Informer (https://arxiv.org/abs/2012.07436)
+and of the papers after it, with no test window dropped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+
+from manyheads.core import datasets
+from manyheads.core.errors import DataError, UsageError
+from manyheads.timeseries.calendar import feature_names, time_features
+from manyheads.timeseries.frames import Series, read
+from manyheads.timeseries.scaling import StandardScaler
+from manyheads.timeseries.tables import Missing
+from manyheads.timeseries.windows import WindowLoader, Windows
+
+Split = Literal["ett_hour", "ett_minute", "ratio"]
+Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+_ETT_STEPS_A_DAY = {"ett_hour": 24, "ett_minute": 96}
+
+
+def split_rows(n: int, split: Split, seq_len: int) -> Ranges:
+    """Return the row ranges of train, validation and test; the latter two begin seq_len rows earlier.
+
+    Args:
+        n: Rows of the series.
+        split: "ett_hour", "ett_minute" (12, 4 and 4 months of 30 days; what follows is unused) or "ratio"
+            (0.7, 0.1, 0.2).
+        seq_len: Rows known in a window.
+
+    Raises:
+        DataError: The series is shorter than the split's months.
+
+    Example:
+        >>> split_rows(17420, "ett_hour", 96)
+        ((0, 8640), (8544, 11520), (11424, 14400))
+    """
+    if split == "ratio":
+        train, test = int(0.7 * n), int(0.2 * n)
+        return (0, train), (train - seq_len, n - test), (n - test - seq_len, n)
+    month = 30 * _ETT_STEPS_A_DAY[split]
+    if n < 20 * month:
+        raise DataError(f'{n} rows; split "{split}" takes {20 * month}, use split="ratio"')
+    return (0, 12 * month), (12 * month - seq_len, 16 * month), (16 * month - seq_len, 20 * month)
+
+
+def _checked_split(series: Series, split: Split, seq_len: int, pred_len: int) -> Ranges:
+    """Split one series, each part with one window at least."""
+    try:
+        ranges = split_rows(len(series.ds), split, seq_len)
+    except DataError as error:
+        raise DataError(f"series {series.id!r} has {error}") from None
+    for part, (first, end) in zip(("train", "validation", "test"), ranges, strict=True):
+        if first < 0 or end - first < seq_len + pred_len:
+            raise DataError(
+                f"series {series.id!r} of {len(series.ds)} rows is too short: its {part} part holds no window "
+                f"of {seq_len} + {pred_len} rows; shorten seq_len or pred_len, or leave the series out"
+            )
+    return ranges
+
+
+class ForecastData(LightningDataModule):
+    """Windows of a data set or a file: split, scaled by the train rows, with calendar features.
+
+    Args:
+        dataset: Name of a data set, or path of a CSV or parquet file, long or wide.
+        seq_len: Rows known.
+        pred_len: Rows to forecast.
+        batch_size: Windows a batch.
+        split: Where the parts begin; None takes the data set's own, and "ratio" for a file.
+        targets: Columns to forecast; None takes a wide table's columns, or `y`.
+        time_column: Name of the time column, if not a usual one.
+        id_column: Name of a long table's id column, if not a usual one.
+        freq: Frequency of the timestamps; None infers it.
+        missing: "refuse" missing values, or "mask" them: filled in x, left out of the loss in y.
+        drop_last: Leave out the last train batch if it is not full; validation and test never lose a window.
+        seed: Seed of the train order.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "etth1",
+        seq_len: int = 96,
+        pred_len: int = 96,
+        batch_size: int = 32,
+        split: Split | None = None,
+        targets: list[str] | None = None,
+        time_column: str | None = None,
+        id_column: str | None = None,
+        freq: str | None = None,
+        missing: Missing = "refuse",
+        drop_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("seq_len", seq_len), ("pred_len", pred_len), ("batch_size", batch_size)):
+            if value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}")
+        self.dataset, self.split, self.seq_len, self.pred_len = dataset, split, seq_len, pred_len
+        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
+        self.time_column, self.id_column, self.targets = time_column, id_column, targets
+        self.given_freq, self.missing = freq, missing
+        self._ready = False
+
+    def _source(self) -> tuple[Path, Split]:
+        """Return the file, and the split rule that goes with it."""
+        if Path(self.dataset).suffix:
+            return Path(self.dataset), self.split or "ratio"
+        standard = datasets.find(self.dataset).split
+        return datasets.locate(self.dataset), self.split or ("ratio" if standard == "ratio" else "ett_hour")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check, split and scale; once, whatever the stage.
+
+        Raises:
+            DataError: What is wrong with the data, with the row.
+        """
+        if self._ready:
+            return
+        path, split = self._source()
+        series = read(
+            path,
+            time_column=self.time_column,
+            id_column=self.id_column,
+            targets=self.targets,
+            freq=self.given_freq,
+            missing=self.missing,
+        )
+        self.columns, self.freq = list(series[0].columns), series[0].freq
+        ranges = [_checked_split(each, split, self.seq_len, self.pred_len) for each in series]
+        train = [each.values[first:end] for each, ((first, end), _, _) in zip(series, ranges, strict=True)]
+        self.scaler = StandardScaler.fit(train, self.columns)
+        self.n_marks = len(feature_names(self.freq))
+        self._cut(series, ranges)
+        if self.drop_last and len(self.train_windows) < self.batch_size:
+            raise DataError(
+                f"{len(self.train_windows)} train windows do not fill a batch of {self.batch_size}; "
+                "lower batch_size or set drop_last to false"
+            )
+        self._ready = True
+
+    def _cut(self, series: list[Series], ranges: list[Ranges]) -> None:
+        """Lay the scaled rows of all series under each other, and make the parts' windows of that table."""
+        made = [
+            np.concatenate([self.scaler.transform(each.values), time_features(each.ds, self.freq)], axis=1)
+            for each in series
+        ]
+        rows = torch.from_numpy(np.concatenate(made).astype(np.float32))
+        offsets = np.cumsum([0, *(len(each.ds) for each in series)])[:-1].tolist()
+        parts = [
+            [(first + offset, end + offset) for offset, (first, end) in zip(offsets, part, strict=True)]
+            for part in zip(*ranges, strict=True)
+        ]
+        n = len(self.columns)
+        self.train_windows, self.val_windows, self.test_windows = (
+            Windows(rows, n, part, self.seq_len, self.pred_len) for part in parts
+        )
+
+    def train_dataloader(self) -> WindowLoader:
+        """Return the train batches, in a new order each epoch."""
+        return WindowLoader(self.train_windows, self.batch_size, True, self.drop_last, self.seed)
+
+    def val_dataloader(self) -> WindowLoader:
+        """Return all validation batches."""
+        return WindowLoader(self.val_windows, self.batch_size)
+
+    def test_dataloader(self) -> WindowLoader:
+        """Return all test batches."""
+        return WindowLoader(self.test_windows, self.batch_size)
+
+    def predict_dataloader(self) -> WindowLoader:
+        """Return all test batches, to forecast them."""
+        return self.test_dataloader()
+
+    def preprocessing(self) -> dict[str, object]:
+        """Return what a predictor needs to treat new data as the train data were; plain JSON."""
+        return {
+            "seq_len": self.seq_len,
+            "pred_len": self.pred_len,
+            "columns": self.columns,
+            "targets": self.targets,
+            "time_column": self.time_column,
+            "id_column": self.id_column,
+            "freq": self.freq,
+            "missing": self.missing,
+            "time_features": list(feature_names(self.freq)),
+            "scaler": self.scaler.to_json(),
+        }

@@ -1,0 +1,144 @@
+"""Sliding windows without copies: one table of rows, a strided view of it, and one gather a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(TypedDict):
+    """A batch of windows, float32."""
+
+    x: Tensor  # [B, seq_len, N] the known values
+    y: Tensor  # [B, pred_len, N] the values to forecast; NaN where missing
+    x_mark: Tensor  # [B, seq_len, M] calendar features of x
+    y_mark: Tensor  # [B, pred_len, M] calendar features of y
+
+
+def fill_gaps(x: Tensor) -> Tensor:
+    """Fill NaN with the window's last observed value, before the first one with that one, else with 0.
+
+    Shape:
+        x `[B, L, N]`, returns the same.
+    """
+    seen = ~x.isnan()
+    steps = torch.arange(x.shape[1], device=x.device)[:, None]
+    last = torch.where(seen, steps, -1).cummax(dim=1).values  # [B, L, N]
+    first = seen.to(torch.int8).argmax(dim=1, keepdim=True)  # [B, 1, N]
+    return x.gather(1, torch.where(last >= 0, last, first)).nan_to_num_(nan=0.0)
+
+
+class Windows:
+    """All windows of some ranges of a row table; a window never crosses a range's end.
+
+    Args:
+        rows: Values and, after them, calendar features of all series, one under the other.
+        n_values: How many of the columns are values.
+        ranges: Pairs (first row, end row); windows lie wholly inside one.
+        seq_len: Rows known.
+        pred_len: Rows to forecast.
+
+    Shape:
+        rows `[R, N + M]`.
+    """
+
+    def __init__(
+        self, rows: Tensor, n_values: int, ranges: Sequence[tuple[int, int]], seq_len: int, pred_len: int
+    ) -> None:
+        self.n_values, self.seq_len, self.pred_len = n_values, seq_len, pred_len
+        length = seq_len + pred_len
+        starts = [torch.arange(first, max(end - length + 1, first)) for first, end in ranges]
+        self.starts = torch.cat(starts) if starts else torch.zeros(0, dtype=torch.long)
+        self.gaps = any(bool(rows[first:end, :n_values].isnan().any()) for first, end in ranges)
+        # A window is one run of memory, so that the gather of a batch copies each in one go.
+        rows = rows.contiguous()
+        room = length * rows.shape[1] if len(rows) >= length else 0
+        self._view = rows.view(-1).unfold(0, room, rows.shape[1])  # [R - length + 1, length * C]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Gather the windows of some indices.
+
+        Shape:
+            indices `[B]`, int64.
+        """
+        flat = self._view.index_select(0, self.starts[indices])
+        table = flat.view(len(indices), self.seq_len + self.pred_len, -1)  # [B, L + P, N + M]
+        known, ahead = table[:, : self.seq_len], table[:, self.seq_len :]
+        n = self.n_values
+        x = fill_gaps(known[..., :n]) if self.gaps else known[..., :n]
+        return {"x": x, "y": ahead[..., :n], "x_mark": known[..., n:], "y_mark": ahead[..., n:]}
+
+
+class WindowLoader:
+    """Batches of windows, made in this process; the order depends on (seed, epoch) alone.
+
+    Lightning sets the epoch (it looks for `sampler.set_epoch`) and stores `state_dict` in its checkpoints, so
+    that a fit resumes at the right batch of the right order.
+
+    Args:
+        windows: The windows.
+        batch_size: Windows a batch.
+        shuffle: Draw a new order each epoch.
+        drop_last: Leave out a last batch that is not full.
+        seed: Seed of the order.
+
+    Example:
+        >>> loader = WindowLoader(windows, batch_size=32, shuffle=True)
+        >>> for batch in loader:
+        ...     batch["x"].shape
+    """
+
+    def __init__(
+        self, windows: Windows, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0
+    ) -> None:
+        self.windows, self.batch_size, self.shuffle, self.drop_last = windows, batch_size, shuffle, drop_last
+        self.seed = seed
+        self._epoch, self._given, self._resumed = 0, 0, False
+
+    @property
+    def sampler(self) -> WindowLoader:
+        """Where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes; a saved position of another epoch is dropped."""
+        if epoch != self._epoch:
+            self._epoch, self._given, self._resumed = epoch, 0, False
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.windows), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the order of the windows in an epoch."""
+        if not self.shuffle:
+            return torch.arange(len(self.windows))
+        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
+        return torch.randperm(len(self.windows), generator=torch.Generator().manual_seed(int(state) >> 1))
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
+        first = self._given if self._resumed else 0
+        self._resumed = False
+        order = self.order(self._epoch)
+        for i in range(first, len(self)):
+            self._given = i + 1
+            yield self.windows.batch(order[i * self.batch_size : (i + 1) * self.batch_size])
+        self._epoch, self._given = self._epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the epoch, and the batches already given in it."""
+        return {"epoch": self._epoch, "batch": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved position."""
+        done = state["batch"] >= len(self)
+        self._epoch, self._given = (state["epoch"] + 1, 0) if done else (state["epoch"], state["batch"])
+        self._resumed = True
