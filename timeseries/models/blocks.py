@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Pointwise(nn.Module):
     """A convolution of width one over channels-last input: a linear map.
 
-    The weight keeps the convolution's shape `[out_features, in_features, 1]`, as checkpoints of this family have it.
+    The weight is `[out_features, in_features, 1]`, as this family's checkpoints have it.
 
     Args:
         in_features: Channels in.
@@ -62,6 +62,8 @@ def series_decomp(x: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, not {kernel_size}")
     half = kernel_size // 2
-    padded = F.pad(x.mT, (half, half), mode="replicate")  # [B, N, L + 2 half]
-    trend = F.avg_pool1d(padded, kernel_size, stride=1).mT  # [B, L, N]
+    # Not F.pad: its replicate mode has no deterministic backward pass on a GPU.
+    ends = x[:, :1].expand(-1, half, -1), x[:, -1:].expand(-1, half, -1)
+    padded = torch.cat([ends[0], x, ends[1]], dim=1)  # [B, L + 2 half, N]
+    trend = F.avg_pool1d(padded.mT, kernel_size, stride=1).mT  # [B, L, N]
     return x - trend, trend

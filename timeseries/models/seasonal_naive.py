@@ -46,6 +46,6 @@ def seasonal_naive(seq_len: int, pred_len: int, season_length: int = 24) -> Seas
         raise UsageError("seasonal_naive: seq_len, pred_len and season_length must be positive")
     if season_length > seq_len:
         raise UsageError(
-            f"seasonal_naive: season_length={season_length} is longer than seq_len={seq_len}; lengthen seq_len"
+            f"seasonal_naive: season_length={season_length} exceeds seq_len={seq_len}; lengthen seq_len"
         )
     return SeasonalNaive(seq_len, pred_len, season_length)

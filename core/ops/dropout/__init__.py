@@ -16,8 +16,9 @@ _LEVELS = 1 << 16  # sixteen bits an element
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p).
 
-    On a CPU, p is rounded to a multiple of 2**-16 (and the scale with it, so the mean stays exact); elsewhere,
-    and under `torch.compile`, this is `torch.nn.functional.dropout`. Draws come from the default generator.
+    On a CPU, p is rounded to a multiple of 2**-16 (and the scale with it, so the mean stays exact).
+    Elsewhere, and under `torch.compile`, this is `torch.nn.functional.dropout`. Draws come from the default
+    generator.
 
     Args:
         p: Probability that an element is dropped, in [0, 1].
