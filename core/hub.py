@@ -1,7 +1,7 @@
 """Model folders: `config.json`, `model.safetensors` and `README.md`, written whole and read back strictly.
 
-A config is data: it names a model of our catalogue and plain arguments, never a class. Weights are safetensors
-only, their hash is verified before they are read, and every tensor must be used and fit.
+A config is data: it names a model of our catalogue and plain arguments, never a class. Weights are
+safetensors only, their hash is verified before they are read, and every tensor must be used and fit.
 """
 
 from __future__ import annotations

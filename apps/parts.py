@@ -1,0 +1,231 @@
+"""One shard to one part file: the function that every engine runs.
+
+A part is written under a temporary name, flushed, and renamed; its bad records get their final name before it.
+So a part that is there is whole, and its bad records are there too. Its footer tells the job and the counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from manyheads.core import files
+from manyheads.core.errors import ManyheadsError
+from manyheads.core.predictor import AnyPredictor, Bad, Row, run
+
+ROW_GROUP = 32_768  # rows; what a reader, and this writer, must hold at once
+FOOTER = "manyheads"
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+Load: TypeAlias = Callable[[str], tuple[AnyPredictor, dict[str, str]]]
+Fault: TypeAlias = Callable[[str, int], None]
+OnBatch: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a shard, or several, came to."""
+
+    records: int = 0
+    rows: int = 0
+    bad: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.records + other.records, self.rows + other.rows, self.bad + other.bad)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the shards of a job share; picklable, so that engines can send it to their workers.
+
+    Args:
+        model: The model's reference.
+        identity: Name and hash of the model, as `load` returned them at the start.
+        load: Returns predictor and identity of a reference.
+        output: The job's folder.
+        total: Shards of the job.
+        batch_size: Records a batch.
+        threads: Threads of torch in each process; part of the job, for sums depend on them in the last bit.
+        fingerprint: The job's.
+        fault: Called at the steps of the protocol, for tests that end the process there.
+    """
+
+    model: str
+    identity: dict[str, str]
+    load: Load
+    output: Path
+    total: int
+    batch_size: int
+    threads: int
+    fingerprint: str
+    fault: Fault | None = None
+
+    def part(self, index: int) -> Path:
+        """The final name of a shard's part."""
+        return self.output / f"part-{index:05d}-of-{self.total:05d}.parquet"
+
+    def bad(self, index: int) -> Path:
+        """The final name of a shard's bad records; there is none where all are good."""
+        return self.output / f"bad-{index:05d}.jsonl"
+
+    def reach(self, point: str, index: int) -> None:
+        """Tell the tests' hook where the protocol stands."""
+        if self.fault is not None:
+            self.fault(point, index)
+
+
+class Part:
+    """Writes rows of the same columns and types to a parquet file, in row groups of a fixed size.
+
+    Args:
+        path: The file.
+        columns: The columns and their Arrow types; the file has them even without rows.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.rows = 0
+        self._names = columns.keys()
+        self._schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+        self._pending: list[Any] = []
+        self._held = 0
+        self._writer = pq.ParquetWriter(str(path), self._schema, compression="zstd", write_page_checksum=True)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with suppress(OSError):  # a full disk again; the file goes away in any case
+                self._writer.close()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows.
+
+        Raises:
+            ManyheadsError: A row has other columns than the predictor declares.
+        """
+        import pyarrow as pa
+
+        for row in rows:
+            if row.keys() != self._names:
+                raise ManyheadsError(
+                    f"a row has columns {list(row)}, the predictor declares {list(self._names)}"
+                )
+        self._pending.append(pa.Table.from_pylist(list(rows), schema=self._schema))
+        self._held += len(rows)
+        self.rows += len(rows)
+        if self._held >= ROW_GROUP:
+            self._flush(self._held - self._held % ROW_GROUP)
+
+    def _flush(self, count: int) -> None:
+        import pyarrow as pa
+
+        table = pa.concat_tables(self._pending)
+        self._writer.write_table(table.slice(0, count), row_group_size=ROW_GROUP)
+        self._pending = [table.slice(count)]
+        self._held -= count
+
+    def close(self, footer: Mapping[str, object]) -> None:
+        """Write what is held, and the footer."""
+        if self._held:
+            self._flush(self._held)
+        self._writer.add_key_value_metadata({FOOTER: json.dumps(footer, sort_keys=True)})
+        self._writer.close()
+
+
+def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Counts:
+    """Predict one shard into its part.
+
+    Args:
+        predictor: The model's steps.
+        task: What the job's shards share.
+        index: The shard's number.
+        shard: The shard.
+        on_batch: Called after each batch with its records and bad records; what it raises ends the shard.
+
+    Raises:
+        ManyheadsError: The disk is full, or the model failed; nothing is left under a final name.
+    """
+    part, bad = task.part(index), task.bad(index)
+    written = [files.temporary(part), files.temporary(bad)]
+    try:
+        counts = _write(predictor, task, index, shard, on_batch)
+        for file in written:
+            files.flush(file)
+        task.reach("written", index)
+        if counts.bad:
+            files.commit(written[1], bad)
+        else:
+            bad.unlink(missing_ok=True)
+        task.reach("bad", index)
+        files.commit(written[0], part)
+        task.reach("part", index)
+    except ManyheadsError:
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise ManyheadsError(f"shard {index}: {error}") from error
+    except Exception as error:
+        raise ManyheadsError(f"shard {index}: {type(error).__name__}: {error}") from error
+    finally:
+        for file in written:
+            file.unlink(missing_ok=True)
+    return counts
+
+
+def _write(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Counts:
+    """Write the part and the bad records of a shard under their temporary names."""
+    counts, digest = Counts(), hashlib.sha256()
+    temporary = files.temporary(task.bad(index))
+    with Part(files.temporary(task.part(index)), predictor.columns) as part, temporary.open("wb") as bad_file:
+        for rows, bad, taken in run(predictor, predictor.read(shard), task.batch_size):
+            part.write(rows)
+            for line in map(_line, bad):
+                bad_file.write(line)
+                digest.update(line)
+            counts += Counts(taken, len(rows), len(bad))
+            on_batch(taken, len(bad))
+        footer = {"fingerprint": task.fingerprint, "shard": index, **asdict(counts)}
+        part.close({**footer, "bad_sha256": digest.hexdigest()})
+    return counts
+
+
+def _line(bad: Bad) -> bytes:
+    return (json.dumps({"id": bad.id, "reason": bad.reason}, ensure_ascii=False) + "\n").encode()
+
+
+def read_counts(task: Task, index: int) -> Counts | None:
+    """Verify a part by its footer, its bad records by their hash, and every page by its checksum.
+
+    Returns:
+        The part's counts; None where it is missing, damaged, or of another job, and must be made again.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not task.part(index).is_file():
+        return None
+    try:
+        with pq.ParquetFile(str(task.part(index)), page_checksum_verification=True) as file:
+            footer = json.loads(file.metadata.metadata[FOOTER.encode()])
+            rows = sum(batch.num_rows for batch in file.iter_batches())
+        counts = Counts(footer["records"], footer["rows"], footer["bad"])
+        if (footer["fingerprint"], footer["shard"], counts.rows) != (task.fingerprint, index, rows):
+            return None
+        bad_sha256 = files.sha256(task.bad(index)) if counts.bad else hashlib.sha256().hexdigest()
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+    return counts if bad_sha256 == footer["bad_sha256"] else None
