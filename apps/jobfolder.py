@@ -1,9 +1,9 @@
 """What makes a folder a job's: the lock, `job.json` with the fingerprint, and `_SUCCESS` with the hashes.
 
 Nothing here depends on when or where a job runs, so that a job that was killed and resumed leaves the same
-bytes. The input goes into the fingerprint by its content: a time stamp changes when a file is copied or restored,
-and may stay when an edit keeps the size; a result mixed from two inputs is the worst outcome, and reading the
-input once more costs little beside a model.
+bytes. The input goes into the fingerprint by its content: a time stamp changes when a file is copied or
+restored, and may stay when an edit keeps the size; a result mixed from two inputs is the worst outcome, and
+reading the input once more costs little beside a model.
 """
 
 from __future__ import annotations

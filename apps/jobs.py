@@ -1,8 +1,9 @@
 """Batch jobs: a model over files, killed at any point and resumed to the same bytes.
 
 The output folder holds `job.json` (what the bytes depend on, and its hash, the fingerprint), one
-`part-00003-of-00079.parquet` a shard, `bad-00003.jsonl` for a shard with bad records, and at the end `_SUCCESS`
-with the totals and the hash of every file. Parts and bad files appear whole under their names or not at all.
+`part-00003-of-00079.parquet` a shard, `bad-00003.jsonl` for a shard with bad records, and at the end
+`_SUCCESS` with the totals and the hash of every file. Parts and bad files appear whole under their names or
+not at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One shard to one part file: the function that every engine runs.
 
-A part is written under a temporary name, flushed, and renamed; its bad records get their final name before it.
-So a part that is there is whole, and its bad records are there too. Its footer tells the job and the counts.
+A part is written under a temporary name, flushed, and renamed; its bad records get their final name before
+it. So a part that is there is whole, and its bad records are there too. Its footer tells the job and the
+counts.
 """
 
 from __future__ import annotations

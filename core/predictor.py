@@ -1,8 +1,8 @@
 """What jobs and serving see of a domain: rows in, rows out. Torch at most, no lightning.
 
-A domain's `predictor.py` has one class named `Predictor` with these methods and two attributes. The steps are
-separate so that a job can stream: cut the source into shards, read a shard's records, prepare each, run a
-batch, and make rows.
+A domain's `predictor.py` has one class named `Predictor` with these methods and two attributes. The steps
+are separate so that a job can stream: cut the source into shards, read a shard's records, prepare each, run
+a batch, and make rows.
 """
 
 from __future__ import annotations

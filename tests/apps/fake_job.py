@@ -1,0 +1,103 @@
+"""A job over a fake domain, as a script: `python fake_job.py OPTIONS`, where OPTIONS is JSON.
+
+Needs no torch, so that the many processes of the fault tests start fast. A source is a text file, a record a line
+`id value`; a record gives as many rows as its value says, and a value that is no number makes it bad.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from manyheads.apps.jobs import JobOptions, run_job
+from manyheads.core.errors import BadRecord, ManyheadsError
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record."""
+
+    id: str
+    value: str
+
+
+class FakePredictor:
+    """Counts; `delay` seconds a batch, and an error in the batch that holds the record `crash`."""
+
+    batch_size = 4
+    columns = {"id": "string", "step": "int64", "yhat": "float64"}
+
+    def __init__(self, delay=0.0, crash=None):
+        self.delay = delay
+        self.crash = crash
+
+    def shards(self, source, size):
+        paths = source if isinstance(source, list) else [source]
+        counts = [(path, len(Path(path).read_text().splitlines())) for path in paths]
+        return [(path, start, size) for path, count in counts for start in range(0, count, size)]
+
+    def read(self, shard):
+        path, start, size = shard
+        for line in Path(path).read_text().splitlines()[start : start + size]:
+            yield Line(*line.split(" ", 1))
+
+    def prepare(self, record):
+        if not record.value.isdecimal():
+            raise BadRecord(f"value {record.value!r} is no number")
+        return int(record.value)
+
+    def collate(self, samples):
+        return list(samples)
+
+    def forward(self, batch):
+        time.sleep(self.delay)
+        return [[value + step / 7 for step in range(value)] for value in batch]
+
+    def rows(self, outputs, records):
+        if self.crash in [record.id for record in records]:
+            raise RuntimeError("the model failed")
+        return [
+            {"id": record.id, "step": step, "yhat": yhat}
+            for record, out in zip(records, outputs, strict=True)
+            for step, yhat in enumerate(out)
+        ]
+
+
+def load(reference):
+    """Read the reference, JSON: `delay` and `crash` of the predictor; `name` is all that identifies it."""
+    known = json.loads(reference)
+    return FakePredictor(known.get("delay", 0.0), known.get("crash")), {"name": known["name"], "sha256": "0"}
+
+
+def end_at(point, index, signum, reached, at):
+    """Send this process a signal at a point of the protocol."""
+    if (reached, at) == (point, index):
+        os.kill(os.getpid(), signum)
+
+
+def main():
+    """Run the job; print the result, or the error and its exit code."""
+    options = json.loads(sys.argv[1])
+    fault = options.pop("fault", None)
+    limit = options.pop("file_limit", None)
+    if limit is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    options["output"] = Path(options["output"])
+    hook = partial(end_at, *fault, signal.SIGKILL) if fault else None
+    try:
+        result = run_job(JobOptions(**options), load=load, fault=hook)
+    except ManyheadsError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(vars(result)))
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
