@@ -3,7 +3,7 @@
 A frequency is a pandas alias ("h", "15min", "D", "W-TUE", "MS", ...). The features are those that GluonTS
 names, in its order, each a number in [-0.5, 0.5].
 
-Source: time features of GluonTS (https://arxiv.org/abs/1906.05264), as the official forecasting code has them.
+Source: time features of GluonTS (https://arxiv.org/abs/1906.05264), as the official code has them.
 """
 
 from __future__ import annotations
@@ -177,6 +177,6 @@ def time_features(ds: Times, freq: str) -> NDArray[np.float32]:
         freq: The frequency, which says what features there are.
 
     Shape:
-        ds `[T]`; returns `[T, M]` in [-0.5, 0.5]; M: seconds 6, minutes 5, hours 4, days 3, weeks 2, longer 1.
+        ds `[T]`; returns `[T, M]` in [-0.5, 0.5]; M: second 6, minute 5, hour 4, day 3, week 2, longer 1.
     """
     return np.stack([_feature(name, ds) - 0.5 for name in feature_names(freq)], axis=1).astype(np.float32)

@@ -61,7 +61,7 @@ def _checked_split(series: Series, split: Split, seq_len: int, pred_len: int) ->
     for part, (first, end) in zip(("train", "validation", "test"), ranges, strict=True):
         if first < 0 or end - first < seq_len + pred_len:
             raise DataError(
-                f"series {series.id!r} of {len(series.ds)} rows is too short: its {part} part holds no window "
+                f"series {series.id!r} of {len(series.ds)} rows is too short: the {part} part has no window "
                 f"of {seq_len} + {pred_len} rows; shorten seq_len or pred_len, or leave the series out"
             )
     return ranges
@@ -116,6 +116,11 @@ class ForecastData(LightningDataModule):
             return Path(self.dataset), self.split or "ratio"
         standard = datasets.find(self.dataset).split
         return datasets.locate(self.dataset), self.split or ("ratio" if standard == "ratio" else "ett_hour")
+
+    @property
+    def path(self) -> Path:
+        """The file that the data come from."""
+        return self._source()[0]
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, split and scale; once, whatever the stage.
@@ -194,3 +199,6 @@ class ForecastData(LightningDataModule):
             "time_features": list(feature_names(self.freq)),
             "scaler": self.scaler.to_json(),
         }
+
+
+DATA = ForecastData

@@ -1,11 +1,11 @@
 """Tables to series: CSV, parquet and pandas, long or wide, checked row by row.
 
-Long: `unique_id, ds, y` (with several targets: a panel). Wide: a date column and numeric ones, forecast jointly.
+Long: `unique_id, ds, y` (with several targets: a panel). Wide: a date column and numeric ones, as one series.
 """
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +66,17 @@ def stem_of(path: Path) -> str:
     return name
 
 
-def parse_csv(data: bytes, source: str, names: Sequence[str] | None = None) -> pa.Table:
-    """Parse CSV bytes into text columns.
+def parse_csv(
+    data: bytes, source: str, names: Sequence[str], wanted: Sequence[str] = (), first_line: int = 2
+) -> pa.Table:
+    """Parse CSV rows (no header) into text columns.
 
     Args:
-        data: The bytes; with `names`, rows without a header.
+        data: The rows' bytes.
         source: The file's name, for errors.
         names: The columns' names.
+        wanted: The columns to keep; none means all.
+        first_line: Line of the first row in the file.
 
     Raises:
         DataError: A row has another number of cells, or the bytes are not UTF-8.
@@ -80,16 +84,22 @@ def parse_csv(data: bytes, source: str, names: Sequence[str] | None = None) -> p
     import pyarrow as pa
     from pyarrow import csv
 
-    header = list(names) if names else csv_header(data, source)
     try:
         return csv.read_csv(
-            io.BytesIO(data),
-            csv.ReadOptions(use_threads=False, column_names=header, skip_rows=0 if names else 1),
+            pa.BufferReader(data),
+            csv.ReadOptions(use_threads=False, column_names=list(names)),
             csv.ParseOptions(ignore_empty_lines=False),
-            csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False),
+            csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                include_columns=list(wanted),
+                strings_can_be_null=False,
+            ),
         )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: {str(error).splitlines()[0][:200]}") from None
+    except pa.ArrowInvalid as error:
+        text = re.sub(
+            r"Row #(\d+)", lambda m: f"line {int(m[1]) + first_line - 1}", str(error).splitlines()[0]
+        )
+        raise DataError(f"{source}: {text[:200]}") from None
 
 
 def csv_header(data: bytes, source: str) -> list[str]:
@@ -132,7 +142,10 @@ def read_table(path: Path) -> tuple[pa.Table, str]:
     data = data.rstrip(b"\r\n")
     if not data:
         raise DataError(f"{path}: empty file")
-    return parse_csv(data, str(path)), "line"
+    names, _, rows = csv_header(data, str(path)), *data.partition(b"\n")[1:]
+    if not rows:
+        raise DataError(f"{path}: a header and no rows")
+    return parse_csv(rows, str(path), names), "line"
 
 
 def from_pandas(frame: pd.DataFrame) -> pa.Table:

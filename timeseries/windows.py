@@ -95,6 +95,8 @@ class WindowLoader:
         ...     batch["x"].shape
     """
 
+    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+
     def __init__(
         self, windows: Windows, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0
     ) -> None:
