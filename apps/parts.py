@@ -163,6 +163,8 @@ def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on
     written = [files.temporary(part), files.temporary(bad)]
     try:
         counts = _write(predictor, task, index, shard, on_batch)
+        if not counts.bad:
+            written.pop().unlink()
         for file in written:
             files.flush(file)
         task.reach("written", index)

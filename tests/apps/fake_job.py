@@ -1,7 +1,7 @@
 """A job over a fake domain, as a script: `python fake_job.py OPTIONS`, where OPTIONS is JSON.
 
-Needs no torch, so that the many processes of the fault tests start fast. A source is a text file, a record a line
-`id value`; a record gives as many rows as its value says, and a value that is no number makes it bad.
+Needs no torch, so that the many processes of the fault tests start fast. A source is a text file, a record a
+line `id value`; a record gives as many rows as its value says, and a value that is no number makes it bad.
 """
 
 import json
@@ -28,10 +28,9 @@ class Line:
 class FakePredictor:
     """Counts; `delay` seconds a batch, and an error in the batch that holds the record `crash`."""
 
-    batch_size = 4
-    columns = {"id": "string", "step": "int64", "yhat": "float64"}
-
     def __init__(self, delay=0.0, crash=None):
+        self.batch_size = 4
+        self.columns = {"id": "string", "step": "int64", "yhat": "float64"}
         self.delay = delay
         self.crash = crash
 

@@ -1,0 +1,92 @@
+"""Fixtures for the job tests: the fake domain, in this process and as a script."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("fake_job.py")
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """The fake domain's module."""
+    spec = importlib.util.spec_from_file_location("fake_job", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_job"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class JobScript:
+    """Runs fake jobs as processes."""
+
+    def arguments(self, source: Path, output: Path, **options: object) -> list[str]:
+        """The command line of a job."""
+        known = {"model": '{"name": "fake"}', "inputs": [str(source)], "output": str(output), "quiet": True}
+        return [sys.executable, str(SCRIPT), json.dumps({**known, "shard_size": 8, **options})]
+
+    def start(self, source: Path, output: Path, **options: object) -> subprocess.Popen[str]:
+        """Start a job."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        return subprocess.Popen(
+            self.arguments(source, output, **options), text=True, env=environment, **pipes
+        )
+
+    def __call__(self, source: Path, output: Path, **options: object) -> tuple[int, str, str]:
+        """Run a job to its end; exit code, output and errors."""
+        process = self.start(source, output, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+
+@pytest.fixture(scope="session")
+def job() -> JobScript:
+    """Runs fake jobs as processes."""
+    return JobScript()
+
+
+def write_source(path: Path, records: int = 40, bad: tuple[int, ...] = ()) -> Path:
+    """Write a source of the fake domain."""
+    lines = [f"r{i} {'x' if i in bad else i % 5}" for i in range(records)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Five shards of eight records, of which r3, r17 and r18 are bad; r5 has no rows."""
+    return write_source(tmp_path / "in.txt", bad=(3, 17, 18))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The hash of every file of a folder."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def rows(folder: Path) -> Counter[tuple[object, ...]]:
+    """The rows of all parts, as a multiset."""
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))]
+    return Counter(tuple(row.values()) for table in tables for row in table.to_pylist())
+
+
+@pytest.fixture(scope="session")
+def inspect_folder() -> ModuleType:
+    """The helpers above, for tests cannot import each other."""
+    helpers = ModuleType("inspect_folder")
+    helpers.digests, helpers.rows, helpers.write_source = digests, rows, write_source  # type: ignore[attr-defined]
+    return helpers
