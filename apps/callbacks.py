@@ -33,6 +33,8 @@ class Resumable(Callback):
         self.checkpoint = checkpoint
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}
+        self._rng_state: torch.Tensor | None = None
+        self._cuda_rng_state: list[torch.Tensor] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over the two signals; a second one ends the process at once."""
@@ -82,7 +84,7 @@ class Resumable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random state of a resumed run."""
-        if getattr(self, "_rng_state", None) is not None:
+        if self._rng_state is not None:
             torch.set_rng_state(self._rng_state)
             if self._cuda_rng_state and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(self._cuda_rng_state)
@@ -92,14 +94,18 @@ class EpochLines(Callback):
     """Print one line an epoch: losses, learning rate, seconds."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._start = time.perf_counter()
+        """Start the epoch's clock, and note the rate before the scheduler moves it."""
+        self._start, self._rate = time.perf_counter(), trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's figures."""
         metrics = trainer.callback_metrics
-        losses = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        losses = "  ".join(
+            f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics
+        )
         seconds = time.perf_counter() - self._start
         total = trainer.max_epochs
-        print(f"epoch {trainer.current_epoch + 1:>2}/{total}  {losses}  lr {rate:.2e}  {seconds:.1f} s", flush=True)
+        print(
+            f"epoch {trainer.current_epoch + 1:>2}/{total}  {losses}  lr {self._rate:.2e}  {seconds:.1f} s",
+            flush=True,
+        )

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from manyheads import __version__
 from manyheads.apps import options
-from manyheads.core.catalog import DOMAINS, entries, find
+from manyheads.core.catalog import DOMAINS, arguments, entries, find
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
 COMMANDS = ("quickstart", "predict", "models", "data", *DOMAINS)
@@ -56,7 +56,7 @@ def _parser(command: str, description: str, epilog: str = "") -> Parser:
 def _top() -> Parser:
     parser = _parser(
         "",
-        "Sequence models for images, time series, speech, graphs and user histories on one attention/SSM core.",
+        "Sequence models on one attention/SSM core: train, test, and run them over files.",
         epilog="""commands:
   quickstart             train, test, save, predict and plot on real data in three minutes
   timeseries fit ...     train a forecaster from a config (also: validate, test, predict)
@@ -73,9 +73,15 @@ def _top() -> Parser:
 
 def quickstart(args: Sequence[str]) -> int:
     """Run the guided tour of one domain."""
-    parser = _parser("quickstart", "Real data, then: train, test, save, predict as a job, plot. Works offline.")
-    parser.add_argument("domain", nargs="?", choices=DOMAINS, default="timeseries", help="default: timeseries")
-    parser.add_argument("-o", "--output", type=Path, default=Path("quickstart"), help="folder to fill (quickstart/)")
+    parser = _parser(
+        "quickstart", "Real data, then: train, test, save, predict as a job, plot. Works offline."
+    )
+    parser.add_argument(
+        "domain", nargs="?", choices=DOMAINS, default="timeseries", help="default: timeseries"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("quickstart"), help="folder to fill (quickstart/)"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="training epochs (4)")
     parser.add_argument("--seed", type=int, default=2023, help="random seed (2023)")
     parsed = parser.parse(args)
@@ -102,7 +108,9 @@ def predict(args: Sequence[str]) -> int:
     parser.add_argument("--shard-size", type=int, default=64, help="records a part file (64)")
     parser.add_argument("--workers", type=int, default=0, help="worker processes (0: this process)")
     parser.add_argument("--resume", action="store_true", help="continue a job that was stopped")
-    parser.add_argument("--max-bad", type=float, default=0.0, help="share of bad records that is accepted (0)")
+    parser.add_argument(
+        "--max-bad", type=float, default=0.0, help="share of bad records that is accepted (0)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parsed = parser.parse(args)
@@ -123,7 +131,9 @@ def predict(args: Sequence[str]) -> int:
         )
     )
     if parsed.json:
-        print(json.dumps({key: getattr(result, key) for key in ("records", "rows", "bad", "shards", "seconds")}))
+        print(
+            json.dumps({key: getattr(result, key) for key in ("records", "rows", "bad", "shards", "seconds")})
+        )
     return result.exit_code
 
 
@@ -146,8 +156,13 @@ def models(args: Sequence[str]) -> int:
     if parsed.action == "show":
         if parsed.name is None:
             raise UsageError("manyheads models show needs a NAME")
-        entry = vars(find(parsed.name))
-        print(json.dumps(entry) if parsed.json else "\n".join(f"{key:9} {value}" for key, value in entry.items()))
+        entry = find(parsed.name)
+        shown = {**vars(entry), "arguments": arguments(entry)}
+        print(
+            json.dumps(shown)
+            if parsed.json
+            else "\n".join(f"{key:9} {value}" for key, value in shown.items())
+        )
         return 0
     if parsed.name is not None:
         raise UsageError(f"manyheads models list takes no name; `manyheads models show {parsed.name}`?")
@@ -173,16 +188,22 @@ def data(args: Sequence[str]) -> int:
     if parsed.action == "get":
         if parsed.name is None:
             raise UsageError("manyheads data get needs a NAME")
-        path = datasets.locate(parsed.name)
+        path = datasets.locate(parsed.name, None if parsed.json else _show_bytes)
         print(json.dumps({"name": parsed.name, "path": str(path)}) if parsed.json else path)
         return 0
-    found = [vars(entry) for entry in datasets.entries()]
+    found = datasets.datasets()
     if parsed.json:
-        print(json.dumps(found, default=str))
+        print(json.dumps([vars(entry) for entry in found]))
         return 0
-    for entry in found:
-        print(f"{entry['name']:18}  {entry['domain']:10}  {entry['size'] / 1e6:6.1f} MB  {entry['licence']}")
+    for each in found:
+        print(f"{each.name:17} {each.domain:10} {each.size / 1e6:6.1f} MB  {each.split:8} {each.summary}")
+        print(f"{'':17} {each.licence}")
     return 0
+
+
+def _show_bytes(received: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{received / 1e6:.1f} of {total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
 
 
 def domain(name: str, args: Sequence[str]) -> int:
@@ -211,7 +232,9 @@ def dispatch(args: Sequence[str]) -> int:
     if command in commands:
         return commands[command](rest)
     if not command.startswith("-"):
-        raise UsageError(f"no command {command!r}{did_you_mean(command, COMMANDS)} (`manyheads --help` lists them)")
+        raise UsageError(
+            f"no command {command!r}{did_you_mean(command, COMMANDS)} (`manyheads --help` lists them)"
+        )
     _top().parse(args)
     return 0
 
@@ -249,7 +272,8 @@ def _message(error: BaseException, code: int) -> str:
     if isinstance(error, ManyheadsError):
         return f"manyheads: {error}"
     text = " ".join(str(error).split()) or type(error).__name__
-    return f"manyheads: unexpected {type(error).__name__}: {text[:400]} (run again with --debug for the traceback)"
+    hint = "run again with --debug for the traceback"
+    return f"manyheads: unexpected {type(error).__name__}: {text[:400]} ({hint})"
 
 
 if __name__ == "__main__":

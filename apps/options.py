@@ -1,7 +1,7 @@
 """What `manyheads DOMAIN fit|validate|test|predict` takes, known without importing torch.
 
-`configs/<domain>/help.txt` is the training parser's own help, written by `python -m manyheads.apps.training`; a test
-regenerates it and compares. Config names resolve here too.
+`configs/<domain>/help.txt` is the training parser's own help, written by `python -m manyheads.apps.training`;
+a test regenerates it and compares. Config names resolve here too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def resolve_config(domain: str, name: str) -> Path:
         return path
     known = configs(domain)
     if name not in known:
-        raise UsageError(f"no {domain} config {name!r}{did_you_mean(name, known)} (shipped: {', '.join(known)})")
+        raise UsageError(
+            f"no {domain} config {name!r}{did_you_mean(name, known)} (shipped: {', '.join(known)})"
+        )
     return CONFIGS / domain / f"{name}.yaml"
 
 
@@ -59,7 +61,7 @@ def help_text(domain: str, action: str) -> str:
 
 def known_options(domain: str) -> list[str]:
     """Return the options of a domain's training parser, as the shipped help lists them."""
-    return re.findall(r"^  (?:-\w, )?(--[\w.]+)", help_text(domain, "fit"), re.MULTILINE)
+    return re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", help_text(domain, "fit"), re.MULTILINE)
 
 
 def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
@@ -73,7 +75,9 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
     """
     action, *rest = args
     if action not in ACTIONS:
-        raise UsageError(f"no action {action!r}{did_you_mean(action, ACTIONS)} (actions: {', '.join(ACTIONS)})")
+        raise UsageError(
+            f"no action {action!r}{did_you_mean(action, ACTIONS)} (actions: {', '.join(ACTIONS)})"
+        )
     if any(arg in ("-h", "--help") for arg in rest):
         return action, None
     known = known_options(domain)
@@ -90,7 +94,7 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
 
 
 def _is_known(option: str, known: Sequence[str]) -> bool:
-    return option in known or option.startswith("--model.arguments.")
+    return option.removesuffix("+") in known or option.startswith("--model.arguments.")
 
 
 def _with_config_paths(domain: str, args: Sequence[str]) -> list[str]:

@@ -58,7 +58,10 @@ def baselines(data: LightningDataModule, seed: int) -> dict[str, dict[str, float
     naive = Forecaster("seasonal_naive", {"season_length": 24}, SEQ_LEN, PRED_LEN)
     seed_everything(seed)
     linear = Forecaster("dlinear", None, SEQ_LEN, PRED_LEN, learning_rate=5e-3)
-    return {"seasonal_naive": train(naive, data, 0, lines=False), "dlinear": train(linear, data, 5, lines=False)}
+    return {
+        "seasonal_naive": train(naive, data, 0, lines=False),
+        "dlinear": train(linear, data, 5, lines=False),
+    }
 
 
 def run(output: Path, epochs: int = 4, seed: int = 2023) -> int:
@@ -86,10 +89,16 @@ def run(output: Path, epochs: int = 4, seed: int = 2023) -> int:
     metrics["published"] = PUBLISHED
     output.mkdir(parents=True, exist_ok=True)
     write_model_folder(
-        "timeseries", task, data, output / "model", {k: metrics[k] for k in ("mse", "mae", "windows", "epochs", "seed")}
+        "timeseries",
+        task,
+        data,
+        output / "model",
+        {k: metrics[k] for k in ("mse", "mae", "windows", "epochs", "seed")},
     )
     history, truth = split_history(data.path, output / "history.csv")
-    options = JobOptions(model=str(output / "model"), inputs=[str(output / "history.csv")], output=output / "forecasts")
+    options = JobOptions(
+        model=str(output / "model"), inputs=[str(output / "history.csv")], output=output / "forecasts"
+    )
     run_job(options)
     draw(history, truth, read_job(output / "forecasts"), output / "forecast.png")
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -148,6 +157,10 @@ def report(metrics: dict[str, Any], output: Path, seconds: float) -> None:
     rows += [(name, figures) for name, figures in metrics["baselines"].items()]
     for name, figures in rows:
         print(f"{name:26} {figures['mse']:.4f}  {figures['mae']:.4f}")
-    print(f"\n{output}/ filled in {seconds:.0f} s: model/  forecasts/  metrics.json  forecast.png  history.csv")
-    print(f"next: manyheads predict {output / 'model'} YOUR.csv -o forecasts    (date and value columns, or unique_id, ds, y)")
-    print("      manyheads timeseries fit --config itransformer_etth1_96       (the full run)")
+    print(
+        f"\n{output}/ filled in {seconds:.0f} s: model/  forecasts/  metrics.json  forecast.png  history.csv"
+    )
+    print("next, on a CSV or parquet file of yours (a date column and value columns, or unique_id, ds, y):")
+    print(f"  manyheads predict {output / 'model'} YOUR.csv -o forecasts")
+    print("or the full run of ten epochs:")
+    print("  manyheads timeseries fit --config itransformer_etth1_96")

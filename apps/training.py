@@ -1,8 +1,8 @@
 """`manyheads DOMAIN fit|validate|test|predict`: one LightningCLI for every domain.
 
-A domain gives its LightningModule and LightningDataModule; the rest (run folder, checkpoints, resuming, the model
-folder at the end of a fit) is the same. The trainer's options are a closed list of plain values: no option names a
-class, so that no config can run code.
+A domain gives its LightningModule and LightningDataModule; the rest (run folder, checkpoints, resuming, the
+model folder at the end of a fit) is the same. The trainer's options are a closed list of plain values: no
+option names a class, so that no config can run code.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, capture_parser
@@ -25,6 +26,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 
 from manyheads.apps import options
 from manyheads.apps.callbacks import EpochLines, Resumable
@@ -33,6 +35,28 @@ from manyheads.core.catalog import DOMAINS
 from manyheads.core.errors import UsageError, did_you_mean
 
 BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
+
+
+class Task(Protocol):
+    """What a domain's LightningModule offers beside training: its plain module, and how that is built."""
+
+    model: nn.Module
+    name: str
+
+    @property
+    def builder_arguments(self) -> Mapping[str, hub.Json]:
+        """Everything that the catalogue needs to build the module again."""
+
+
+class Data(Protocol):
+    """What a domain's LightningDataModule offers: its file, and what prediction must repeat of it."""
+
+    @property
+    def path(self) -> Path:
+        """The file that the data come from."""
+
+    def preprocessing(self) -> Mapping[str, object]:
+        """What the model folder's predictor needs; plain JSON."""
 
 
 def domain_classes(domain: str) -> tuple[type[LightningModule], type[LightningDataModule]]:
@@ -89,6 +113,7 @@ def build_trainer(
         log_every_n_steps=log_every_n_steps,
         deterministic=deterministic,
         logger=False,
+        enable_checkpointing=False,  # fit adds its own
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty(),
@@ -103,10 +128,18 @@ class CLI(LightningCLI):
         add = parser.add_argument
         add("--output", type=str, default=None, help="Run folder (default: runs/<name of the config>).")
         add("--overwrite", type=bool, default=False, help="fit: replace the run that is in the folder.")
-        add("--ckpt_path", type=str, default=None, help="fit: resume from it; else: measure it, not the best.")
-        add("--patience", type=int, default=3, help="fit: stop after so many epochs without a better val_loss.")
+        add(
+            "--ckpt_path", type=str, default=None, help="fit: resume from it; else: measure it, not the best."
+        )
+        add(
+            "--patience",
+            type=int,
+            default=3,
+            help="fit: stop after so many epochs without a better val_loss.",
+        )
         for name in ("seq_len", "pred_len"):
             parser.link_arguments(f"data.{name}", f"model.{name}")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer from the closed list of options."""
@@ -200,12 +233,18 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
         for stale in (BEST, LAST):
             (folder / stale).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    cli.config["output"] = str(folder)  # the saved config finds its run
     cli.parser.save(cli.config, str(folder / "config.yaml"), overwrite=True)
     checkpoint = ModelCheckpoint(
-        folder, "best", monitor="val_loss", save_last=True, enable_version_counter=False, auto_insert_metric_name=False
+        folder,
+        "best",
+        monitor="val_loss",
+        save_last=True,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
     )
     trainer = cli.trainer
-    trainer.callbacks += [
+    trainer.callbacks += [  # type: ignore[attr-defined]
         EarlyStopping("val_loss", patience=cli.config["patience"]),
         EpochLines(),
         Resumable(folder / LAST),
@@ -217,19 +256,22 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
     start = time.perf_counter()
     trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
     seconds = time.perf_counter() - start
-    summary = {
-        "best_val_loss": float(checkpoint.best_model_score),
+    summary: dict[str, hub.Json] = {
+        "best_val_loss": float(checkpoint.best_model_score or math.nan),
         "epochs": trainer.current_epoch,
         "seed": cli.config["seed_everything"],
     }
     load_weights(cli.model, folder / BEST)
-    write_model_folder(domain, cli.model, cli.datamodule, folder / MODEL, summary)
-    print(f"best val_loss {summary['best_val_loss']:.4f} after {summary['epochs']} epochs, {seconds:.0f} s")
-    print(f"model folder {folder / MODEL}; measure it: manyheads {domain} test --config {folder / 'config.yaml'}")
+    write_model_folder(domain, cast(Task, cli.model), cast(Data, cli.datamodule), folder / MODEL, summary)
+    print(
+        f"best val_loss {checkpoint.best_model_score:.4f} after {summary['epochs']} epochs, {seconds:.0f} s"
+    )
+    print(f"model folder {folder / MODEL}")
+    print(f"next: manyheads {domain} test --config {folder / 'config.yaml'}")
 
 
 def write_model_folder(
-    domain: str, task: LightningModule, data: LightningDataModule, path: Path, training: dict[str, Any]
+    domain: str, task: Task, data: Data, path: Path, training: dict[str, hub.Json]
 ) -> None:
     """Save a trained task's plain module with everything that prediction needs."""
     hub.save(
@@ -238,7 +280,7 @@ def write_model_folder(
         domain=domain,
         name=task.name,
         arguments=task.builder_arguments,
-        preprocessing=data.preprocessing(),
+        preprocessing=cast(Mapping[str, hub.Json], data.preprocessing()),
         training=training,
     )
 
@@ -295,7 +337,12 @@ def predict(cli: CLI, folder: Path) -> int:
         raise UsageError(f"no model folder {folder / MODEL}: fit first")
     output = folder / "forecasts"
     result = run_job(
-        JobOptions(model=str(folder / MODEL), inputs=[str(cli.datamodule.path)], output=output, resume=output.exists())
+        JobOptions(
+            model=str(folder / MODEL),
+            inputs=[str(cast(Data, cli.datamodule).path)],
+            output=output,
+            resume=output.exists(),
+        )
     )
     return result.exit_code
 

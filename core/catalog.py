@@ -5,10 +5,13 @@ A domain's `catalog.py` holds `MODELS`, a tuple of `Entry`; nothing is found by 
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from manyheads.core.errors import UsageError, did_you_mean
@@ -39,7 +42,9 @@ def entries(domain: str | None = None) -> list[Entry]:
         UsageError: No such domain.
     """
     if domain is not None and domain not in DOMAINS:
-        raise UsageError(f"no domain {domain!r}{did_you_mean(domain, DOMAINS)} (domains: {', '.join(DOMAINS)})")
+        raise UsageError(
+            f"no domain {domain!r}{did_you_mean(domain, DOMAINS)} (domains: {', '.join(DOMAINS)})"
+        )
     found: dict[str, Entry] = {}
     for each in DOMAINS if domain is None else (domain,):
         for entry in importlib.import_module(f"manyheads.{each}.catalog").MODELS:
@@ -76,6 +81,21 @@ def builder(entry: Entry) -> Callable[..., nn.Module]:
     return cast("Callable[..., nn.Module]", getattr(importlib.import_module(module), function))
 
 
+def arguments(entry: Entry) -> str:
+    """Return the builder's arguments with their defaults, read from its source without importing it.
+
+    Example:
+        >>> arguments(find("seasonal_naive"))
+        'seq_len: int, pred_len: int, season_length: int=24'
+    """
+    module, _, function = entry.builder.partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return ast.unparse(found.args)
+
+
 def create_model(name: str, **args: object) -> nn.Module:
     """Build a model with random weights.
 
@@ -93,9 +113,10 @@ def create_model(name: str, **args: object) -> nn.Module:
     known = inspect.signature(build).parameters
     for arg in args:
         if arg not in known:
-            raise UsageError(f"{name} takes no argument {arg!r}{did_you_mean(arg, known)} (it takes {', '.join(known)})")
+            raise UsageError(
+                f"{name} takes no argument {arg!r}{did_you_mean(arg, known)} (it takes {', '.join(known)})"
+            )
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in args]
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}")
     return build(**args)
-

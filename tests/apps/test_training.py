@@ -54,7 +54,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_fit_then_validate_test_and_predict(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_then_validate_test_and_predict(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert call("timeseries", "fit", "--config", config, "--output", run) == 0
     printed = capsys.readouterr().out
@@ -99,7 +101,9 @@ def test_sigterm_leaves_a_run_that_goes_on_to_the_same_weights(config: Path, tmp
     assert call(*args, "--output", straight) == 0
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [str(SCRIPT), *args, "--output", str(stopped)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("epoch  2/"):
@@ -115,7 +119,9 @@ def test_sigterm_leaves_a_run_that_goes_on_to_the_same_weights(config: Path, tmp
     assert sha256(stopped / "model/model.safetensors") == sha256(straight / "model/model.safetensors")
 
 
-def test_another_models_checkpoint_is_refused(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_models_checkpoint_is_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert call("timeseries", "fit", "--config", config, "--output", run, "--trainer.max_epochs", 1) == 0
     capsys.readouterr()
@@ -131,7 +137,9 @@ def test_a_checkpoint_must_be_a_local_file(config: Path, tmp_path: Path, path: s
         training.fit("timeseries", cli_, tmp_path / "run")
 
 
-def test_testing_before_fitting_says_so(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_testing_before_fitting_says_so(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("timeseries", "test", "--config", config, "--output", tmp_path / "none") == 2
     assert "fit first" in capsys.readouterr().err
 
@@ -150,7 +158,9 @@ def test_testing_before_fitting_says_so(config: Path, tmp_path: Path, capsys: py
         ("model: [", "Problems parsing config"),
     ],
 )
-def test_config_errors_are_short(tmp_path: Path, change: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_errors_are_short(
+    tmp_path: Path, change: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(change + "\n")
     assert call("timeseries", "fit", "--config", path, "--output", tmp_path / "run") == 2

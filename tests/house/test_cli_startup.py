@@ -21,10 +21,15 @@ def call(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([SCRIPT, *args], capture_output=True, text=True, env=environment(), check=False)
 
 
-@pytest.mark.parametrize("module", ["manyheads", "manyheads.apps.cli", "manyheads.core.catalog", "manyheads.core.hub"])
+@pytest.mark.parametrize(
+    "module", ["manyheads", "manyheads.apps.cli", "manyheads.core.catalog", "manyheads.core.hub"]
+)
 def test_import_names_no_heavy_module(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", f"import {module}"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     names = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "manyheads" in names
@@ -41,7 +46,10 @@ FAST = {
     "fit help": (["timeseries", "fit", "--help"], 0),
     "wrong command": (["modles"], 2),
     "wrong option": (["predict", "--ouput", "x"], 2),
-    "wrong training option": (["timeseries", "fit", "--config", "itransformer_etth1_96", "--model.nam", "x"], 2),
+    "wrong training option": (
+        ["timeseries", "fit", "--config", "itransformer_etth1_96", "--model.nam", "x"],
+        2,
+    ),
     "wrong config": (["timeseries", "fit", "--config", "itransformer_etth1"], 2),
     "wrong model": (["models", "show", "itransfomer"], 2),
 }
@@ -69,7 +77,10 @@ def test_answers_in_under_a_second(name: str) -> None:
         (["modles"], "'models'"),
         (["predict", "m", "i", "--otput", "x", "-o", "o"], "'--output'"),
         (["timeseries", "fti"], "'fit'"),
-        (["timeseries", "fit", "--config", "itransformer_etth1_96", "--model.learnin_rate", "1"], "learning_rate"),
+        (
+            ["timeseries", "fit", "--config", "itransformer_etth1_96", "--model.learnin_rate", "1"],
+            "learning_rate",
+        ),
         (["timeseries", "fit", "--config", "itransformer_eth1_96"], "'itransformer_etth1_96'"),
         (["models", "show", "itransfomer"], "'itransformer'"),
     ],

@@ -37,6 +37,8 @@ def test_every_option_is_plain(domain: str) -> None:
         assert set(leaves(hint)) <= set(PLAIN), f"--{name} takes {hint}"
 
 
-@pytest.mark.parametrize("hint", [Any, collections.abc.Callable, object, dict[str, Any], list[object], type | None])
+@pytest.mark.parametrize(
+    "hint", [Any, collections.abc.Callable, object, dict[str, Any], list[object], type | None]
+)
 def test_the_walk_sees_what_it_must_refuse(hint: Any) -> None:
     assert not set(leaves(hint)) <= set(PLAIN)

@@ -30,7 +30,9 @@ def test_the_wheel_holds_every_source_and_its_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         etth1 = archive.read("manyheads/timeseries/datasets/ETTh1.csv")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     rooms = ("core/", "timeseries/", "apps/")
     sources = {f"manyheads/{name}" for name in tracked if name.startswith(rooms) and name.endswith(".py")}
     assert sources
@@ -47,20 +49,27 @@ def test_the_wheel_installed_elsewhere_is_imported_from_there(wheel: Path, tmp_p
     site = next((tmp_path / "env").glob("lib/python*/site-packages"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    # Dependencies are borrowed from this environment: the test is about our files, not about downloading theirs.
+    # Dependencies are borrowed from this environment: the test is about our files, not their download.
     borrowed = next(p for p in sys.path if p.endswith("site-packages"))
     (site / "borrowed.pth").write_text(borrowed + "\n")
     code = (
         "import json, manyheads; from manyheads.core import datasets\n"
-        "model = manyheads.create_model('itransformer', seq_len=8, pred_len=4, d_model=16, n_heads=2, d_ff=16)\n"
+        "sizes = dict(seq_len=8, pred_len=4, d_model=16, n_heads=2, d_ff=16)\n"
+        "model = manyheads.create_model('itransformer', **sizes)\n"
         "import torch\n"
         "shape = list(model(torch.randn(2, 8, 3)).shape)\n"
         "print(json.dumps([manyheads.__file__, str(datasets.locate('etth1')), shape]))"
     )
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MANYHEADS_DATA")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MANYHEADS_DATA")
+    }
     env["MANYHEADS_CACHE"] = str(tmp_path / "cache")
     python = tmp_path / "env" / "bin" / "python"
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     module, data, shape = json.loads(done.stdout)
     assert module.startswith(str(site))
@@ -79,8 +88,14 @@ def test_the_lock_pins_everything_with_hashes_and_names_no_index() -> None:
 
 def test_every_dependency_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
-    locked = {line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
+    wanted = project["dependencies"] + [
+        d for extra in project["optional-dependencies"].values() for d in extra
+    ]
+    locked = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    }
     for requirement in wanted:
         name = requirement.split("[")[0].split(">")[0].strip().lower().replace("_", "-")
         assert name in locked or name == "manyheads", requirement
