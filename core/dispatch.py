@@ -92,47 +92,68 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _attention(call: Call) -> list[Candidate]:
-    softmax = call.features.get("kind", "softmax") == "softmax"
-    learned = call.has("learned_bias")
     fused = ""
-    if not softmax:
-        fused = "scaled_dot_product_attention has no sigmoid kind"
+    if call.features.get("kind", "softmax") != "softmax":
+        fused = "torch's attention has no sigmoid kind"
     elif call.has("post_scale"):
-        fused = "scaled_dot_product_attention has no post_scale"
+        fused = "torch's attention has no post_scale"
     kernel = triton_blocked(call)
     if not kernel and int(call.features.get("head_dim", 0)) > 256:
         kernel = "the kernels take a head dim of at most 256"
-    torch_ = Candidate("torch", "no learned bias: scaled_dot_product_attention is the fused path", fused)
-    triton_ = Candidate(
-        "triton", "only the Triton kernels fuse this bias, kind or post_scale with its gradient", kernel
-    )
-    cpu = Candidate("cpu", "torch has no fast gradient of a bias", _cpu(call, fused))
-    slow_torch = Candidate("torch", "a learned bias with dropout: torch's own math path", fused)
-    reference = Candidate("reference", "no fused path takes this call: the plain formula")
-    return [triton_, cpu, slow_torch, reference] if learned else [torch_, triton_, reference, cpu]
-
-
-def _cpu(call: Call, fused: str) -> str:
-    if call.device != "cpu":
-        return f"it runs CPU tensors, and these are on {call.device}"
-    return fused or ("it has no dropout" if call.has("dropout") else "")
-
-
-def _norm(call: Call) -> list[Candidate]:
+    cpu = _cpu(call, "it has no dropout" if call.has("dropout") else "")
+    reference = Candidate("reference", "no other path takes this call: the plain formula")
+    if call.has("learned_bias"):
+        return [
+            Candidate("triton", "flash attention with the gradient of the bias", kernel),
+            Candidate("cpu", "torch has no fast gradient of a bias", cpu),
+            Candidate("torch", "no blockwise path takes this call: torch's unfused attention", fused),
+            reference,
+        ]
     return [
-        Candidate("triton", "one fused pass over the rows, with the residual", triton_blocked(call)),
-        Candidate(
-            "torch", "torch's own row norm", "" if call.has("torch_norm") else "torch has no such norm"
-        ),
-        Candidate("reference", "the plain formula"),
+        Candidate("torch", "no learned bias: torch's fused attention is the fast path", fused),
+        Candidate("triton", "torch has no fused path for this kind or post_scale", kernel),
+        Candidate("cpu", "torch has no fused path for this kind or post_scale", cpu),
+        reference,
     ]
+
+
+def _cpu(call: Call, blocked: str) -> str:
+    return blocked if call.device == "cpu" else f"it runs CPU tensors, and these are on {call.device}"
+
+
+def _rms_norm(call: Call) -> list[Candidate]:
+    composed = Candidate("torch", "torch's own RMSNorm, single operations on a CPU")
+    return [_norm_kernel(call), _norm_cpu(call), composed, Candidate("reference", "the plain formula")]
+
+
+def _layer_norm(call: Call) -> list[Candidate]:
+    native = Candidate("torch", "torch's own LayerNorm, one fused pass each way")
+    return [_norm_kernel(call), _norm_cpu(call), native, Candidate("reference", "the plain formula")]
+
+
+def _crms_norm(call: Call) -> list[Candidate]:
+    return [_norm_kernel(call), _norm_cpu(call), Candidate("reference", "torch has no such norm")]
+
+
+def _norm_kernel(call: Call) -> Candidate:
+    blocked = triton_blocked(call)
+    if not blocked and call.features.get("row") == "long":
+        blocked = "the kernels take rows of at most 8192 elements"
+    return Candidate("triton", "one fused pass over the rows each way, with the residual", blocked)
+
+
+def _norm_cpu(call: Call) -> Candidate:
+    blocked = _cpu(call, "")
+    if not blocked and call.dtype not in _HALF_OR_SINGLE:
+        blocked = f"its statistics are float32, and the tensors are {_name(call.dtype)}"
+    return Candidate("cpu", "the backward goes block by block in the cache", blocked)
 
 
 _CLAUSES: dict[str, Callable[[Call], list[Candidate]]] = {
     "attention": _attention,
-    "rms_norm": _norm,
-    "layer_norm": _norm,
-    "crms_norm": _norm,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+    "crms_norm": _crms_norm,
 }
 
 
@@ -168,6 +189,11 @@ def choose(op: str, *, device: str, dtype: torch.dtype, **features: Feature) -> 
             f"backend {backend!r}, which {source} asks for, cannot run this {op}: {named[0].blocked}"
         )
     return Choice(op, backend, f"asked for by {source}")
+
+
+# torch.compile runs `choose` while it traces and keeps the answer, as torch.compiler.assume_constant_result
+# has it; setting the mark by hand spares the seconds that importing the compiler takes.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(op: str, *, device: str, dtype: torch.dtype, **features: Feature) -> str:
