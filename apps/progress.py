@@ -52,7 +52,8 @@ class Progress:
         if self._quiet:
             return self
         before = f", {self._before} done before" if self._before else ""
-        print(f"{self._total} shards{before}", file=self._stream, flush=True)
+        shards = f"{self._total} shard{'s' if self._total != 1 else ''}"
+        print(f"{shards}{before}", file=self._stream, flush=True)
         if self._stream.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
