@@ -122,28 +122,37 @@ def _cpu(call: Call, blocked: str) -> str:
 
 
 def _rms_norm(call: Call) -> list[Candidate]:
-    composed = Candidate("torch", "torch's own RMSNorm, single operations on a CPU")
+    composed = Candidate("torch", "torch's own RMSNorm, single operations on a CPU", _norm_short(call))
     return [_norm_kernel(call), _norm_cpu(call), composed, Candidate("reference", "the plain formula")]
 
 
 def _layer_norm(call: Call) -> list[Candidate]:
-    native = Candidate("torch", "torch's own LayerNorm, one fused pass each way")
+    native = Candidate("torch", "torch's own LayerNorm, one fused pass each way", _norm_short(call))
     return [_norm_kernel(call), _norm_cpu(call), native, Candidate("reference", "the plain formula")]
 
 
 def _crms_norm(call: Call) -> list[Candidate]:
-    return [_norm_kernel(call), _norm_cpu(call), Candidate("reference", "torch has no such norm")]
+    return [_norm_kernel(call), _norm_cpu(call), Candidate("reference", "the plain formula")]
+
+
+def _norm_short(call: Call) -> str:
+    short = call.features.get("row") == "short"
+    return (
+        "rows of fewer than 8 elements cancel in the gradient: the plain formula bears it best"
+        if short
+        else ""
+    )
 
 
 def _norm_kernel(call: Call) -> Candidate:
-    blocked = triton_blocked(call)
+    blocked = triton_blocked(call) or _norm_short(call)
     if not blocked and call.features.get("row") == "long":
         blocked = "the kernels take rows of at most 8192 elements"
     return Candidate("triton", "one fused pass over the rows each way, with the residual", blocked)
 
 
 def _norm_cpu(call: Call) -> Candidate:
-    blocked = _cpu(call, "")
+    blocked = _cpu(call, _norm_short(call))
     if not blocked and call.dtype not in _HALF_OR_SINGLE:
         blocked = f"its statistics are float32, and the tensors are {_name(call.dtype)}"
     return Candidate("cpu", "the backward goes block by block in the cache", blocked)
