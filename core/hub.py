@@ -75,10 +75,10 @@ def save(
     *,
     domain: str,
     name: str,
-    arguments: Mapping[str, Json],
-    preprocessing: Mapping[str, Json],
+    arguments: Mapping[str, object],
+    preprocessing: Mapping[str, object],
     labels: list[str] | None = None,
-    training: Mapping[str, Json] | None = None,
+    training: Mapping[str, object] | None = None,
     card: str = "",
 ) -> ModelConfig:
     """Write a model folder, in place of the model folder that is there.
@@ -99,37 +99,43 @@ def save(
     Raises:
         ManyheadsError: The arguments do not build this module, or what is at `path` is no model folder.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.exists() and not _is_replaceable(path):
         raise ManyheadsError(f"{path} is there and is no model folder: choose another place or move it away")
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "domain": domain,
+        "name": name,
+        "arguments": dict(arguments),
+        "preprocessing": dict(preprocessing),
+        "labels": labels,
+        "training": dict(training or {}),
+    }
     written = files.temporary(path)
     shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
     try:
-        state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
-        save_file(state, str(written / WEIGHTS), metadata={"format": "pt"})
-        config = ModelConfig(
-            FORMAT_VERSION,
-            domain,
-            name,
-            dict(arguments),
-            dict(preprocessing),
-            labels,
-            dict(training or {}),
-            files.sha256(written / WEIGHTS),
-        )
-        text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
-        (written / CONFIG).write_text(text, encoding="utf-8")
-        config = read_config(written)  # as it will be read: a tuple is a list now, NaN was refused
-        _match(written, config)
-        (written / CARD).write_text(card or write_card(dataclasses.asdict(config)), encoding="utf-8")
+        config = _write(written, model, fields, card)
         files.replace_folder(written, path)
     except ManyheadsError as error:
         raise ManyheadsError(str(error).replace(str(written), str(path))) from error
     finally:
         shutil.rmtree(written, ignore_errors=True)
+    return config
+
+
+def _write(folder: Path, model: nn.Module, fields: Mapping[str, object], card: str) -> ModelConfig:
+    """Write the files of a model folder, and check them."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, str(folder / WEIGHTS), metadata={"format": "pt"})
+    content = {**fields, "weights_sha256": files.sha256(folder / WEIGHTS)}
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    config = read_config(folder)  # as it will be read: a tuple is a list now, NaN was refused
+    _match(folder, config)
+    (folder / CARD).write_text(card or write_card(dataclasses.asdict(config)), encoding="utf-8")
     return config
 
 

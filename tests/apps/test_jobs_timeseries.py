@@ -27,10 +27,11 @@ from manyheads.timeseries.data import ForecastData
 
 START = np.datetime64("2020-01-01T00", "s")
 COMMAND = """
-import resource, sys
+import sys
 from manyheads.apps.cli import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # MiB
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) / 1024)  # MiB; ru_maxrss would count the parent's memory at the fork
 sys.exit(code)
 """
 
