@@ -68,6 +68,8 @@ def split_freq(freq: str) -> tuple[int, str, str]:
         unit, ("",)
     ):
         raise DataError(f"unknown frequency {freq!r}: {unit} does not end in -{anchor}")
+    if unit in ("QS", "QE"):  # quarters of one phase have four names
+        anchor = _MONTHS[_MONTHS.index(anchor) % 3 + (9 if unit == "QE" else 0)]
     return int(match[1] or 1), unit, anchor
 
 
@@ -102,17 +104,36 @@ def _weekday(ds: Times) -> NDArray[np.int64]:
     return (ds.astype("datetime64[D]").astype(np.int64) + 3) % 7
 
 
+def _calendar_freq(ds: Times) -> str | None:
+    """Name a frequency of months, quarters, years or business days."""
+    day, month = ds.astype("datetime64[D]"), ds.astype("datetime64[M]")
+    clock = ds - day
+    if (clock != clock[0]).any():
+        return None
+    gaps = np.diff(month.astype(np.int64))
+    starts, ends = (day == month).all(), (day + 1 == month + 1).all()
+    if gaps[0] > 0 and (gaps == gaps[0]).all() and (starts or ends):
+        months, edge = int(gaps[0]), "S" if starts else "E"
+        name = _MONTHS[int(month[0].astype(np.int64)) % 12]
+        if months % 12 == 0:
+            return canonical(f"{months // 12}Y{edge}-{name}")
+        return canonical(f"{months // 3}Q{edge}-{name}" if months % 3 == 0 else f"{months}M{edge}")
+    counts = np.busday_count(day[:-1], day[1:])
+    if np.is_busday(day).all() and counts[0] > 0 and (counts == counts[0]).all():
+        return canonical(f"{int(counts[0])}B")
+    return None
+
+
 def infer_freq(ds: Times) -> str | None:
     """Infer the frequency of sorted timestamps; None where they keep none or are fewer than three."""
     if len(ds) < 3:
         return None
     steps = np.diff(ds)
-    if (steps == steps[0]).all() and steps[0] < np.timedelta64(28, "D"):
+    constant = bool((steps == steps[0]).all())
+    if constant and steps[0] < np.timedelta64(28, "D"):
         return _named_step(steps[0], int(_weekday(ds[:1])[0]))
-    import pandas as pd
-
-    found = pd.infer_freq(pd.DatetimeIndex(ds))
-    return canonical(found) if found is not None else None
+    found = _calendar_freq(ds)
+    return _named_step(steps[0], int(_weekday(ds[:1])[0])) if found is None and constant else found
 
 
 def usual_freq(ds: Times) -> str | None:

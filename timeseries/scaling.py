@@ -114,7 +114,10 @@ class StandardScaler:
                 f"a scaler has columns, mean and scale, not {', '.join(sorted(saved)) or 'nothing'}"
             )
         columns = tuple(str(name) for name in saved["columns"])
-        mean, scale = (np.asarray(saved[key], dtype=np.float64) for key in ("mean", "scale"))
+        try:
+            mean, scale = (np.asarray(saved[key], dtype=np.float64) for key in ("mean", "scale"))
+        except (TypeError, ValueError):
+            raise DataError("a scaler's mean and scale must be numbers") from None
         if not mean.shape == scale.shape == (len(columns),):
             raise DataError("a scaler's columns, mean and scale must be of one length")
         if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
