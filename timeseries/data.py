@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 
 from manyheads.core import datasets
 from manyheads.core.errors import DataError, UsageError
-from manyheads.timeseries.calendar import feature_names, time_features
+from manyheads.timeseries.calendar import canonical, feature_names, time_features
 from manyheads.timeseries.frames import Series, read
 from manyheads.timeseries.scaling import StandardScaler
 from manyheads.timeseries.tables import Missing
@@ -107,7 +107,7 @@ class ForecastData(LightningDataModule):
         self.dataset, self.split, self.seq_len, self.pred_len = dataset, split, seq_len, pred_len
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.time_column, self.id_column, self.targets = time_column, id_column, targets
-        self.given_freq, self.missing = freq, missing
+        self.given_freq, self.missing = canonical(freq) if freq else None, missing
         self._ready = False
 
     def _source(self) -> tuple[Path, Split]:

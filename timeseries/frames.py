@@ -186,7 +186,7 @@ def check_times(ds: Times, freq: str | None, where: Where) -> str:
             else f"comes after {ds[i - 1].item()}; sort each series by time"
         )
         raise DataError(f"{where(i)}: {ds[i].item()} {what}")
-    found = freq or infer_freq(ds)
+    found = canonical(freq) if freq else infer_freq(ds)
     if found is None and len(ds) < 3:
         raise DataError(f"{where(0)}: {len(ds)} rows do not show a frequency; give freq")
     usual = found or usual_freq(ds)
@@ -196,7 +196,7 @@ def check_times(ds: Times, freq: str | None, where: Where) -> str:
             f"{where(broken)}: {ds[broken].item()} is not one step ({usual or 'any frequency'}) after "
             f"{ds[broken - 1].item()}; fill the gap with empty cells, or give another freq"
         )
-    return canonical(cast(str, usual))
+    return cast(str, usual)
 
 
 def check_missing(values: NDArray[np.float64], columns: Sequence[str], where: Where) -> None:
@@ -213,18 +213,20 @@ def check_missing(values: NDArray[np.float64], columns: Sequence[str], where: Wh
         )
 
 
-def _series_rows(table: pa.Table, layout: Layout, source: str) -> Iterator[tuple[str, NDArray[np.int64]]]:
+def _series_rows(
+    table: pa.Table, layout: Layout, stem: str, where: Where
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Yield each series' id and rows, in order of first appearance."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if layout.id is None:
-        yield source, np.arange(len(table))
+        yield stem, np.arange(len(table))
         return
     ids = pc.cast(table[layout.id], pa.string())
     empty = np.flatnonzero(pc.or_kleene(ids.is_null(), pc.equal(ids, "")).to_numpy())
     if len(empty):
-        raise DataError(f"{source}: no id in column {layout.id!r} at data row {int(empty[0])}")
+        raise DataError(f"{where(int(empty[0]))}: no id in column {layout.id!r}")
     coded = ids.combine_chunks().dictionary_encode()
     codes = coded.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
@@ -275,7 +277,7 @@ def read(
     ds = tables.parse_times(table[layout.time], layout.time, where)
     values = np.stack([tables.parse_numbers(table[c], c, where) for c in layout.targets], axis=1)
     found: list[Series] = []
-    for ident, rows in _series_rows(table, layout, name if layout.id else stem):
+    for ident, rows in _series_rows(table, layout, stem, where):
         here = _row_namer(rows, ds, where)
         step = check_times(ds[rows], freq, here)
         if found and step != found[0].freq:
