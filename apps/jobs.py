@@ -122,9 +122,9 @@ def run_job(options: JobOptions, *, load: Load = load_model, fault: Fault | None
             seen = jobfolder.stamp(inputs)
             shards = _shards(predictor, inputs, options)
             task = _open(options, inputs, identity, predictor, len(shards), load, fault)
-            counts = jobfolder.finished(task)
+            counts, before = jobfolder.finished(task), None
             if counts is None:
-                counts = _run(options, task, predictor, shards, stopping)
+                counts, before = _run(options, task, predictor, shards, stopping)
                 if jobfolder.stamp(inputs) != seen:
                     raise DataError("an input changed while the job ran: start again in another folder")
                 if counts.bad <= options.max_bad * counts.records:
@@ -132,7 +132,7 @@ def run_job(options: JobOptions, *, load: Load = load_model, fault: Fault | None
     seconds = time.perf_counter() - start
     code = 0 if (options.output / jobfolder.SUCCESS).exists() else TOO_MANY_BAD
     result = JobResult(counts.rows, counts.bad, counts.records, task.total, seconds, code)
-    _report(options, result)
+    _report(options, result, before)
     return result
 
 
@@ -141,6 +141,7 @@ def _created(output: Path) -> Iterator[None]:
     """Make the folder, and remove it again if the job never came to write into it."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file: choose a folder for the output")
+    made = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,7 +149,7 @@ def _created(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (output / jobfolder.JOB).exists():
+        if made and not (output / jobfolder.JOB).exists():
             with suppress(OSError):  # it has other files
                 output.rmdir()
 
@@ -221,29 +222,30 @@ def _open(
 
 def _run(
     options: JobOptions, task: Task, predictor: AnyPredictor, shards: list[Any], stopping: Stopping
-) -> Counts:
-    """Run the shards that have no valid part yet."""
+) -> tuple[Counts, Counts]:
+    """Run the shards that have no valid part yet; the job's counts, and those of earlier runs among them."""
     engine = importlib.import_module(ENGINES[options.engine])
     found = [read_counts(task, index) for index in range(task.total)]
     todo = [(index, shards[index]) for index, counts in enumerate(found) if counts is None]
-    total = sum((counts for counts in found if counts is not None), Counts())
+    before = total = sum((counts for counts in found if counts is not None), Counts())
     with Progress(task.total, task.total - len(todo), options.shard_size, options.quiet) as progress:
         for counts in engine.run(
             todo, task, predictor, workers=options.workers, check=stopping.check, advance=progress.advance
         ):
             progress.finish_shard()
             total += counts
-    return total
+    return total, before
 
 
-def _report(options: JobOptions, result: JobResult) -> None:
-    """Say how the job ended, on the standard error."""
+def _report(options: JobOptions, result: JobResult, before: Counts | None) -> None:
+    """Say how the job ended, on the standard error; `before` is None where it had ended before."""
     if not options.quiet:
-        print(
-            f"{result.records} records, {result.rows} rows, {result.bad} bad in {result.seconds:.1f} s"
-            f" ({result.records / result.seconds:.1f} records/s) -> {options.output}",
-            file=sys.stderr,
-        )
+        run = "was done, verified"
+        if before is not None:
+            made = result.records - before.records
+            run = f"{made} records in {result.seconds:.1f} s, {made / result.seconds:.1f} records/s"
+        totals = f"{result.records} records, {result.rows} rows, {result.bad} bad"
+        print(f"{totals} -> {options.output} ({run})", file=sys.stderr)
     if result.exit_code == TOO_MANY_BAD:
         share = result.bad / max(1, result.records)
         print(

@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MAX_CONFIG_BYTES = 8 << 20
 MAX_DEPTH = 16  # nesting of a config's lists and objects
 SHOWN = 3  # names listed in a message
+SPARE = 1000  # parameters that a builder may register beside those it keeps
 
 Plain: TypeAlias = bool | int | float | str | None
 Json: TypeAlias = "Plain | list[Json] | dict[str, Json]"
@@ -251,6 +254,9 @@ def _parse(content: bytes) -> Json:
     def constant(name: str) -> NoReturn:
         raise _Wrong(f"{name} is no JSON number")
 
+    def finite(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else constant(text)
+
     def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -258,7 +264,9 @@ def _parse(content: bytes) -> Json:
         return found
 
     try:
-        parsed: Json = json.loads(content, parse_constant=constant, object_pairs_hook=unique)
+        parsed: Json = json.loads(
+            content, parse_constant=constant, parse_float=finite, object_pairs_hook=unique
+        )
     except RecursionError:
         raise _Wrong(f"nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
@@ -320,14 +328,14 @@ def _match(path: Path, config: ModelConfig) -> None:
     from safetensors import SafetensorError, safe_open
 
     file = path / WEIGHTS
-    with _explained(path), torch.device("meta"):
-        wanted = catalog.create_model(config.name, **config.arguments).state_dict()
     try:
         with safe_open(str(file), framework="pt") as opened:
             stored = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no mapping
             found = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in stored.items()}
     except SafetensorError as error:
         raise ManyheadsError(f"{file} is no safetensors file ({error})") from error
+    with _explained(path), _at_most(SPARE + 2 * len(found)), torch.device("meta"):
+        wanted = catalog.create_model(config.name, **config.arguments).state_dict()
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     differing = [
         f"{key} is {_describe(*found[key])}, not {_describe(_code(value.dtype), tuple(value.shape))}"
@@ -341,6 +349,26 @@ def _match(path: Path, config: ModelConfig) -> None:
     ]
     if faults:
         raise ManyheadsError(f"{file} does not fit {config.name}: tensors {'; '.join(faults)}")
+
+
+@contextmanager
+def _at_most(limit: int) -> Iterator[None]:
+    """Stop building a module at so many parameters: a config may ask for a billion layers."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook as register
+
+    thread, count = threading.get_ident(), 0
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > limit:
+            raise ValueError("they make many more parameters than the weights have")
+
+    hook = register(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _describe(dtype: str, shape: tuple[int, ...]) -> str:

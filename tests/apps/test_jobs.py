@@ -295,6 +295,10 @@ def test_failure_before_the_start_leaves_no_folder(options):
     with pytest.raises(UsageError, match="no model folder"):
         run_job(options, load=load)
     assert not options.output.exists()
+    options.output.mkdir()
+    with pytest.raises(UsageError, match="no model folder"):
+        run_job(options, load=load)
+    assert list(options.output.iterdir()) == []  # it was there: it stays
 
 
 def test_lines_and_summary(options, fake, capsys, monkeypatch):
@@ -306,12 +310,15 @@ def test_lines_and_summary(options, fake, capsys, monkeypatch):
     assert lines[0] == "5 shards"
     assert "40 records" in lines[-2]
     assert "3 bad" in lines[-2]
-    assert lines[-1].startswith("40 records, 72 rows, 3 bad in ")
-    assert lines[-1].endswith(f"-> {options.output}")
+    assert lines[-1].startswith(f"40 records, 72 rows, 3 bad -> {options.output} (40 records in ")
     (options.output / "_SUCCESS").unlink()
     (options.output / "part-00004-of-00005.parquet").unlink()
     run_job(again(options, quiet=False), load=fake.load)
-    assert capsys.readouterr().err.splitlines()[0] == "5 shards, 4 done before"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "5 shards, 4 done before"
+    assert lines[-1].startswith(f"40 records, 72 rows, 3 bad -> {options.output} (8 records in ")
+    run_job(again(options, quiet=False), load=fake.load)
+    assert capsys.readouterr().err == f"40 records, 72 rows, 3 bad -> {options.output} (was done, verified)\n"
 
 
 def test_quiet_is_quiet(options, fake, capsys):

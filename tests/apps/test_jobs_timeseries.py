@@ -133,7 +133,9 @@ def test_a_thousand_series_killed_twice_and_ten_times_the_input(tmp_path, inspec
     killed = tmp_path / "killed"
     kill_after(start(model, source, "-o", killed), killed, 4)
     kill_after(start(model, source, "-o", killed, "--resume"), killed, 10)
-    finish(start(model, source, "-o", killed, "--resume"))
+    finish(
+        start(model, source, "-o", killed, "--resume", "--workers", 2)
+    )  # threads are the job's, not the run's
     assert inspect_folder.digests(killed) == inspect_folder.digests(tmp_path / "undisturbed")
     frame = pd.concat([pq.read_table(part).to_pandas() for part in sorted(killed.glob("part-*"))])
     assert len(frame) == 1000 * 96

@@ -236,6 +236,7 @@ def test_configs_that_are_refused(folder, changes, says):
         (b"null", "not an object"),
         (b'{"format_version": 1, "format_version": 1}', "a key stands twice"),
         (b'{"format_version": Infinity}', "Infinity is no JSON number"),
+        (b'{"format_version": 1e999}', "1e999 is no JSON number"),
         (b'{"a":' * 100_000, "nested deeper|not JSON"),
         (b"[" * 100_000 + b"]" * 100_000, "nested deeper than 16"),
         (b'{"format_version": ' + b"1" * 10_000 + b"}", "not JSON"),
@@ -318,6 +319,16 @@ def test_weights_that_are_no_safetensors(folder, tmp_path, monkeypatch, kind):
     with pytest.raises(ManyheadsError, match="is no safetensors file"):
         hub.load_model(folder)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_billion_layers_are_not_built(tmp_path):
+    arguments = {"seq_len": 8, "pred_len": 4, "d_model": 8, "n_heads": 2, "e_layers": 1, "d_ff": 8}
+    model = create_model("itransformer", **arguments)
+    save(tmp_path / "m", model, name="itransformer", arguments=arguments)
+    edit(tmp_path / "m", arguments={**arguments, "e_layers": 10**9})
+    with pytest.raises(ManyheadsError, match="many more parameters than the weights have"):
+        hub.load_model(tmp_path / "m")
+    create_model("itransformer", **{**arguments, "e_layers": 200})  # the limit is gone with the check
 
 
 def renamed(state):
