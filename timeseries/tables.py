@@ -5,6 +5,7 @@ Everything here works on pyarrow columns: text from CSV, typed from parquet and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -94,11 +95,16 @@ def find_layout(
             "Name it with time_column"
         )
     ident = _named(id_column, "id", columns, source) if id_column else _usual(ID_NAMES, "id", columns, source)
-    others = tuple(name for name in columns if name not in (time, ident))
+    index = re.compile(r"__index_level_\d+__")  # what pandas calls a nameless index in parquet
+    others = tuple(name for name in columns if name not in (time, ident) and not index.fullmatch(name))
     if targets:
         picked = tuple(_named(name, "target", columns, source) for name in targets)
         if set(picked) & {time, ident}:
             raise DataError(f"{source}: the time or id column cannot be a target ({', '.join(picked)})")
+    elif "" in others:
+        raise DataError(
+            f"{source}: a column has no name; write the table without its index, or name the targets"
+        )
     elif ident is None or len(others) <= 1:
         picked = others
     else:

@@ -98,8 +98,22 @@ def test_unknown_frequency_suggests() -> None:
 
 @pytest.mark.parametrize(
     "freq",
-    ["s", "15min", "h", "2h", "D", "3D", "B", "W-TUE", "2W-SUN", "MS", "2ME", "QS-JAN", "QE-NOV"]
-    + ["YE-DEC", "YS-APR", "2YS-JAN", "2B", "40D"],
+    [
+        "s",
+        "15min",
+        "2h",
+        "D",
+        "40D",
+        "B",
+        "2B",
+        "W-TUE",
+        "2W-SUN",
+        "MS",
+        "2ME",
+        "QS-JAN",
+        "QE-NOV",
+        "2YS-APR",
+    ],
 )
 def test_infer_and_future_agree_with_pandas(freq: str) -> None:
     ds = times("2019-11-05", 60, freq)

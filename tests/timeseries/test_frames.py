@@ -285,6 +285,15 @@ def test_byte_order_mark_and_windows_line_ends(csv: Csv) -> None:
     assert len(series.ds) == 6
 
 
+def test_an_index_is_no_target(csv: Csv, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"ds": HOURS, "y": range(5)}, index=[3, 1, 4, 1, 5])
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet")[0].columns == ("y",)
+    with pytest.raises(DataError, match="a column has no name; write the table without its index"):
+        read(csv(frame.to_csv()))
+    assert read(csv(frame.to_csv()), targets=["y"])[0].columns == ("y",)
+
+
 def test_ids_keep_their_text(csv: Csv) -> None:
     assert [s.id for s in read(csv(LONG.replace("a,", "007,").replace("b,", "NA,")))] == ["007", "NA"]
 

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from manyheads.core import datasets
+from manyheads.core.datasets import DataSet
+from manyheads.core.errors import DataError, UsageError
+
+BYTES = b"date,OT\n2020-01-01,1\n" * 20_000
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves BYTES, more of them, others, half of them, or a redirect off https."""
+
+    def do_GET(self) -> None:
+        body = {"/more": BYTES + b"x", "/other": BYTES[:-1] + b"!", "/half": BYTES}.get(self.path, BYTES)
+        if self.path in ("/moved", "/away"):
+            self.send_response(302)
+            self.send_header(
+                "Location", "/data.csv" if self.path == "/moved" else "http://example.org/data.csv"
+            )
+            self.end_headers()
+            return
+        self.send_response(404 if self.path == "/gone" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path == "/half" else body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MANYHEADS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MANYHEADS_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+def data_set(address: str | None) -> DataSet:
+    digest = hashlib.sha256(BYTES).hexdigest()
+    return DataSet(
+        "toy",
+        "timeseries",
+        "a toy",
+        "none",
+        "timeseries/toy.csv",
+        len(BYTES),
+        digest,
+        "ratio",
+        (1, 1),
+        ("OT",),
+        address,
+    )
+
+
+def left_over(cache: Path) -> list[str]:
+    return sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file())
+
+
+def test_table_is_sound() -> None:
+    names = [each.name for each in datasets.datasets()]
+    assert {"etth1", "exchange_rate", "national_illness"} <= set(names)
+    assert len(set(names)) == len(names)
+    for each in datasets.datasets("timeseries"):
+        assert each.domain == "timeseries"
+        assert len(each.sha256) == 64
+        assert each.size > 0
+        assert len(each.columns) == each.shape[1]
+        assert each.address is None or each.address.startswith("https://")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match=r"no data set 'ettH1'; did you mean 'etth1'\?"):
+        datasets.locate("ettH1")
+    with pytest.raises(UsageError, match=r"no domain 'timseries'; did you mean 'timeseries'\?"):
+        datasets.datasets("timseries")
+
+
+def test_embedded_etth1_is_unchanged() -> None:
+    path = datasets.locate("etth1")
+    entry = datasets.find("etth1")
+    assert entry.sha256 == "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+    assert path.stat().st_size == entry.size
+    for beside in ("ETT_LICENSE.txt", "README.md"):
+        assert (path.parent / beside).is_file()
+    assert "CC BY-ND 4.0" in (path.parent / "README.md").read_text()
+
+
+def test_search_order(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(folder: Path, name: str = "ETTh1.csv") -> Path:
+        path = folder / "timeseries" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+        return path
+
+    cached = put(cache / "data")
+    assert datasets.locate("etth1") == cached
+    second = put(tmp_path / "second", "ETTh1.csv.gz")
+    monkeypatch.setenv("MANYHEADS_DATA", f"{tmp_path / 'first'}:{tmp_path / 'second'}")
+    assert datasets.locate("etth1") == second
+    first = put(tmp_path / "first")
+    assert datasets.locate("etth1") == first
+
+
+def test_without_an_address_the_error_says_where_to_put_it() -> None:
+    with pytest.raises(
+        DataError, match=r"'exchange_rate' has no address .* set MANYHEADS_DATA to that folder"
+    ):
+        datasets.locate("exchange_rate")
+
+
+@pytest.mark.parametrize("page", ["/data.csv", "/moved"])
+def test_download(server: str, cache: Path, page: str) -> None:
+    steps: list[tuple[int, int]] = []
+    path = datasets.download(data_set(server + page), lambda done, total: steps.append((done, total)))
+    assert path.read_bytes() == BYTES
+    assert left_over(cache) == ["data/timeseries/toy.csv"]
+    assert steps[-1] == (len(BYTES), len(BYTES))
+    assert steps == sorted(steps)
+    assert len(steps) > 1
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("/more", "sends more than the 420000 bytes"),
+        ("/other", "sent other bytes than expected"),
+        ("/half", "sent other bytes|IncompleteRead"),
+        ("/gone", "could not be downloaded from .* set MANYHEADS_DATA"),
+        ("/away", "only https addresses are downloaded from"),
+    ],
+)
+def test_a_bad_download_leaves_nothing(server: str, cache: Path, page: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        datasets.download(data_set(server + page))
+    assert left_over(cache) == []
+
+
+def test_no_connection(server: str) -> None:
+    port = int(server.rpartition(":")[2])
+    with pytest.raises(DataError, match="could not be downloaded"):
+        datasets.download(data_set(f"http://127.0.0.1:{1 if port != 1 else 2}/data.csv"))
+
+
+@pytest.mark.parametrize(
+    "address", ["http://example.org/a.csv", "ftp://example.org/a.csv", "file:///etc/hostname"]
+)
+def test_only_https(address: str, cache: Path) -> None:
+    with pytest.raises(DataError, match="only https"):
+        datasets.download(data_set(address))
+    assert left_over(cache) == []
+
+
+def test_locate_downloads_what_is_nowhere(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = importlib.import_module("manyheads.timeseries.datasets")
+    monkeypatch.setattr(table, "DATASETS", (*table.DATASETS, data_set(server + "/data.csv")))
+    path = datasets.locate("toy")
+    assert path.read_bytes() == BYTES
+    monkeypatch.setattr(table, "DATASETS", (dataclasses.replace(data_set(server + "/gone")),))
+    assert datasets.locate("toy") == path  # from the cache now
+
+
+def test_the_table_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from manyheads.core import datasets; datasets.datasets(); datasets.locate('etth1');"
+        "print([m for m in ('torch', 'pandas', 'numpy', 'pyarrow', 'lightning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
