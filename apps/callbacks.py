@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from manyheads.core.errors import ManyheadsError
-
-
-class Stopped(ManyheadsError):
-    """A signal stopped the run after its state was saved; the exit code is 128 + the signal's number."""
-
-    def __init__(self, signum: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with --ckpt_path {checkpoint}")
-        self.exit_code = 128 + signum
+from manyheads.apps.stopping import Stopped, Stopping
 
 
 class Resumable(Callback):
@@ -31,42 +21,29 @@ class Resumable(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self._signum: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._stopping = Stopping()
         self._rng_state: torch.Tensor | None = None
         self._cuda_rng_state: list[torch.Tensor] = []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the two signals; a second one ends the process at once."""
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._previous[signum] = signal.signal(signum, self._note)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from lightning, and restore the random state of a resumed run."""
+        self._stopping.__enter__()
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state)
+            if self._cuda_rng_state and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._cuda_rng_state)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous.clear()
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._signum = signum
-        signal.signal(signum, signal.SIG_DFL)
-
-    def _stop(self, trainer: Trainer) -> None:
-        assert self._signum is not None
-        trainer.save_checkpoint(self.checkpoint)
-        raise Stopped(self._signum, self.checkpoint)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop here when the signal came during validation."""
-        if self._signum is not None and trainer.current_epoch > 0:
-            self._stop(trainer)
+        self._stopping.__exit__(None, None, None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop after this batch; the last one of an epoch is left to its validation."""
-        if self._signum is not None and not trainer.is_last_batch:
-            self._stop(trainer)
+        """Stop after this batch, if a signal came; the last one of an epoch is left to its validation."""
+        if self._stopping.signum is not None and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Stopped(self._stopping.signum, f"; go on with --ckpt_path {self.checkpoint}")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -82,16 +59,13 @@ class Resumable(Callback):
         self._rng_state = checkpoint.get("rng_state")
         self._cuda_rng_state = checkpoint.get("cuda_rng_state", [])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random state of a resumed run."""
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state)
-            if self._cuda_rng_state and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self._cuda_rng_state)
-
 
 class EpochLines(Callback):
     """Print one line an epoch: losses, learning rate, seconds."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin; a run resumed within an epoch has no start of that epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock, and note the rate before the scheduler moves it."""

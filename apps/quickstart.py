@@ -141,6 +141,7 @@ def draw(history: pd.DataFrame, truth: pd.DataFrame, forecasts: pd.DataFrame, pa
         axis.set_ylabel(column)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.01)
+    figure.align_ylabels()
     locator = AutoDateLocator()
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -11,18 +11,18 @@ from manyheads.core.errors import ManyheadsError
 
 
 class Stopped(ManyheadsError):
-    """A signal stopped the job; the exit code is 128 + the signal's number."""
+    """A signal stopped the work; the exit code is 128 + the signal's number."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, advice: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}{advice}")
         self.exit_code = 128 + signum
 
 
 class Stopping:
-    """While entered, a first SIGTERM or SIGINT makes `check` raise; a second one ends the process."""
+    """While entered, a first SIGTERM or SIGINT is noted as `signum`; a second one ends the process."""
 
     def __init__(self) -> None:
-        self._signum: int | None = None
+        self.signum: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stopping:
@@ -38,11 +38,11 @@ class Stopping:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._signum = signum
+        self.signum = signum
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
 
     def check(self) -> None:
         """Raise `Stopped` if a signal came."""
-        if self._signum is not None:
-            raise Stopped(self._signum)
+        if self.signum is not None:
+            raise Stopped(self.signum)

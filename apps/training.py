@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -26,10 +27,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from manyheads.apps import options
 from manyheads.apps.callbacks import EpochLines, Resumable
+from manyheads.apps.stopping import Stopped
 from manyheads.core import hub
 from manyheads.core.catalog import DOMAINS
 from manyheads.core.errors import UsageError, did_you_mean
@@ -141,6 +144,10 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
+        """Parse what the dispatcher hands over, whatever this process was started with."""
+        self.config = parser.parse_args(args)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer from the closed list of options."""
         return build_trainer(**self.config_init["trainer"])
@@ -201,12 +208,15 @@ def run(domain: str, action: str, args: Sequence[str]) -> int:
     cli = make_cli(domain, action, args)
     config = cli.config
     folder = Path(config["output"] or Path("runs") / Path(str(config["config"][-1])).stem)
-    if action == "fit":
-        fit(domain, cli, folder)
-    elif action == "predict":
-        return predict(cli, folder)
-    else:
-        measure(action, cli, folder)
+    try:
+        if action == "predict":
+            return predict(cli, folder)
+        if action == "fit":
+            fit(domain, cli, folder)
+        else:
+            measure(action, cli, folder)
+    except SIGTERMException as error:  # lightning's own answer, which would exit with 0
+        raise Stopped(signal.SIGTERM) from error
     return 0
 
 
