@@ -203,7 +203,8 @@ def data(args: Sequence[str]) -> int:
 
 def _show_bytes(received: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{received / 1e6:.1f} of {total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+        end = "\n" if received >= total else ""
+        print(f"\r{received / 1e6:.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
 
 
 def domain(name: str, args: Sequence[str]) -> int:
