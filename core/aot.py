@@ -33,13 +33,12 @@ class Variant:
 
     Attributes:
         kernel: "module:function" of the plain `@triton.jit` function.
-        signature: Argument to Triton type ("*fp32", "i32", "i64", "fp32"); a constant's entry may be left
-        out. constants: The constexpr arguments.
+        signature: Argument to Triton type ("*fp32", "i32", "i64", "fp32"); constants may be left out.
+        constants: The constexpr arguments.
         arch: Compute capability, 90 or 80.
-        label: What tells this variant from its siblings, such as "fp16 D64 128x64".
-        divisible: Integer arguments that the launcher would find divisible by 16. Pointers always are.
-        Without
-            them Triton issues no asynchronous copies: gate the aligned and the unaligned form.
+        label: What tells this variant from its siblings, such as "fp16 D64 128x64 aligned".
+        divisible: Integer arguments that the launcher would find divisible by 16 (pointers always are).
+            Without them Triton issues no asynchronous copies: gate aligned and unaligned forms.
         tensor_cores: Whether the kernel must use tensor cores.
         slow: Leave it to the slow gate.
     """
@@ -62,8 +61,8 @@ class Variant:
 
     def __str__(self) -> str:
         """Name the variant in a test id or a table."""
-        aligned = "aligned" if self.divisible else "unaligned"
-        return f"{self.name} sm_{self.arch} {self.label} w{self.num_warps} s{self.num_stages} {aligned}"
+        unaligned = "" if self.divisible else " unaligned"
+        return f"{self.name} sm_{self.arch} {self.label} w{self.num_warps} s{self.num_stages}{unaligned}"
 
 
 @dataclass(frozen=True)

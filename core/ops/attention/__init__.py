@@ -222,9 +222,9 @@ def _check(
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be in [0, 1), not {dropout_p}")
     scores = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    for name, x in (("bias", bias), ("mask", mask), ("post_scale", post_scale)):
-        if x is not None:
-            _check_extra(name, x, scores, q.device)
+    for name, extra in (("bias", bias), ("mask", mask), ("post_scale", post_scale)):
+        if extra is not None:
+            _check_extra(name, extra, scores, q.device)
 
 
 def _check_extra(name: str, x: Tensor, scores: tuple[int, ...], device: torch.device) -> None:

@@ -144,7 +144,7 @@ def forward(
             weights.mul_(post[chunk])
         seen = flat(value[chunk.batch, chunk.heads, chunk.keys])
         torch.bmm(flat(weights), seen, out=flat(out[chunk[:3]]))
-    return out.transpose(1, 2).to(q.dtype).contiguous(), lse.float()
+    return out.transpose(1, 2).to(q.dtype).contiguous(), lse
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -153,11 +153,14 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
     k, v = (x.repeat_interleave(groups, dim=2) if groups > 1 else x for x in (k, v))
     if bias is not None:
         bias = bias.to(q.dtype).expand(*(1,) * (4 - bias.dim()), *bias.shape)
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    # The kernel takes a last stride of 1 for granted: with another it reads the wrong values.
+    heads_first = (
+        x.transpose(1, 2) if x.stride(-1) == 1 else x.transpose(1, 2).contiguous() for x in (q, k, v)
+    )
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *heads_first, 0.0, False, attn_mask=bias, scale=scale
     )
-    return out.transpose(1, 2).contiguous(), lse.float()
+    return out.transpose(1, 2).contiguous(), lse.to(torch.promote_types(q.dtype, torch.float32))
 
 
 def backward(

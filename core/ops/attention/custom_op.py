@@ -26,7 +26,7 @@ def attention_op(
     dropout_p: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output `[B, Nq, H, D]` and the log-sum-exp `[B, H, Nq]` in float32 (softmax kind only)."""
+    """Return the output `[B, Nq, H, D]` and the log-sum-exp `[B, H, Nq]` (softmax kind only)."""
     if backend == "triton":
         from manyheads.core.ops.attention import triton
 
@@ -39,7 +39,9 @@ def attention_op(
 @attention_op.register_fake
 def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, nq, heads, _dim = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, heads, nq), dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(
+        (batch, heads, nq), dtype=torch.promote_types(q.dtype, torch.float32)
+    )
 
 
 @torch.library.custom_op("manyheads::attention_backward", mutates_args=())

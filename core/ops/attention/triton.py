@@ -11,56 +11,30 @@ import torch
 import triton as tr
 from torch import Tensor
 
-from manyheads.core.aot import ARCHITECTURES, Variant
+from manyheads.core.aot import Variant
 from manyheads.core.dispatch import interpreting
 from manyheads.core.ops.attention import triton_kernels as kernels
+from manyheads.core.ops.attention.triton_configs import CONFIGS, SHORT, Config
 
 LOG2E = 1.4426950408889634
 # Partial sums of a bias gradient: enough programs to fill a GPU of 132 processors twice.
 PROGRAMS = 264
 
 
-class Config(NamedTuple):
-    """How a kernel is launched."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-# (kernel, architecture, bits of the dtype, padded head dim) -> launch. Lengths up to SHORT take the "short"
-# rows, whose blocks waste less of a window of 49 or 64 tokens; other lengths the plain ones.
-SHORT = 64
-CONFIGS: dict[tuple[str, int, int, int], Config] = {}
-for _dim in (16, 32, 64, 128, 256):
-    _wide = _dim >= 128
-    for _arch in ARCHITECTURES:
-        CONFIGS |= {
-            ("forward", _arch, 16, _dim): Config(128 if _dim < 256 else 64, 64, 8, 2),
-            ("forward short", _arch, 16, _dim): Config(64, 64, 4, 2),
-            ("key", _arch, 16, _dim): Config(32 if _wide else 64, 64, 8 if _wide else 4, 2),
-            ("query", _arch, 16, _dim): Config(64, 32 if _wide else 64, 8 if _wide else 4, 2),
-            ("extra", _arch, 16, _dim): Config(64, 64, 8 if _wide else 4, 1),
-            ("forward", _arch, 32, _dim): Config(32, 32, 4, 1),
-            ("forward short", _arch, 32, _dim): Config(32, 32, 4, 1),
-            ("key", _arch, 32, _dim): Config(32, 32, 8 if _wide else 4, 1),
-            ("query", _arch, 32, _dim): Config(32, 32, 8 if _wide else 4, 1),
-            ("extra", _arch, 32, _dim): Config(32, 32, 8 if _wide else 4, 1),
-        }
 # In the interpreter an operation costs the same whatever its size: few large blocks.
-_INTERPRETED = Config(64, 64, 4, 1)
+INTERPRETED = Config(64, 64, 4, 1)
 
 
-def _config(kernel: str, x: Tensor, length: int) -> Config:
-    """The launch of a kernel for tensors like `x`; another GPU takes the row of the architecture below it."""
+def _config(kernel: str, call: Call) -> Config:
+    """The launch of a kernel; a GPU that is not in the table takes the row of the architecture below it."""
     if interpreting():
-        return _INTERPRETED
-    major, _ = torch.cuda.get_device_capability(x.device)
-    if kernel == "forward" and length <= SHORT:
+        return INTERPRETED
+    major, _ = torch.cuda.get_device_capability(call.q.device)
+    if kernel == "forward" and call.shape[2] <= SHORT:
         kernel = "forward short"
-    bits = 32 if x.dtype == torch.float32 else 16
-    return CONFIGS[kernel, 90 if major >= 9 else 80, bits, _padded(x.shape[-1])]
+    bits = 32 if call.q.dtype == torch.float32 else 16
+    load = "heavy" if call.mask is not None or call.dropout_p else "light"
+    return CONFIGS[kernel, 90 if major >= 9 else 80, bits, load][_padded(call.q.shape[-1])]
 
 
 def _padded(dim: int) -> int:
@@ -152,7 +126,7 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     make = torch.zeros if sigmoid else torch.empty
     lse = make((batch, heads, nq), dtype=torch.float32, device=q.device)
-    config = _config("forward", q, nq)
+    config = _config("forward", call)
     grid = (batch * heads * tr.cdiv(nq, config.block_m),)
     kernels.forward_kernel[grid](
         *call.pointers(), out, lse, *call.strides(), *call.scalars(), **call.constants(config)
@@ -189,10 +163,10 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     inputs = (*call.pointers(), grad, lse, delta)
     numbers = (*call.strides(grad), *call.scalars())
-    config = _config("key", q, nq)
+    config = _config("key", call)
     grid = (batch * k.shape[2] * tr.cdiv(nk, config.block_n),)
     kernels.key_kernel[grid](*inputs, dk, dv, *numbers, **call.constants(config))
-    config = _config("query", q, nq)
+    config = _config("query", call)
     grid = (batch * heads * tr.cdiv(nq, config.block_m),)
     kernels.query_kernel[grid](*inputs, dq, *numbers, **call.constants(config))
     dbias = _extra(call, inputs, numbers, bias, of_post=False) if needs_bias and bias is not None else None
@@ -218,7 +192,7 @@ def _extra(
     """The gradient of a bias or scale: tiles, summed over what is broadcast in a few splits."""
     batch, heads, nq, nk = call.shape
     bx, hx, rows, columns = (1,) * (4 - of.dim()) + tuple(of.shape)
-    config = _config("extra", call.q, nq)
+    config = _config("extra", call)
     tiles_m, tiles_n = tr.cdiv(nq, config.block_m), tr.cdiv(nk, config.block_n)
     one_row, one_column = rows == 1, columns == 1
     programs = bx * hx * (1 if one_row else tiles_m) * (1 if one_column else tiles_n)
@@ -236,33 +210,37 @@ def _extra(
 
 _MODULE = "manyheads.core.ops.attention.triton_kernels"
 _FLAGS = ("HAS_BIAS", "HAS_MASK", "HAS_POST", "SIGMOID", "CAUSAL", "DROPOUT")
-# What calls that reach these kernels look like: a bias; the sigmoid kind; a scale; all at once, the heaviest.
-_FEATURES = {
-    "bias": ("HAS_BIAS",),
-    "sigmoid": ("SIGMOID",),
-    "post": ("HAS_POST",),
-    "all": ("HAS_BIAS", "HAS_MASK", "HAS_POST", "CAUSAL", "DROPOUT"),
+# What calls look like that reach these kernels, by the load they are tuned for.
+_FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "light": {"bias": ("HAS_BIAS",), "sigmoid": ("SIGMOID",), "post": ("HAS_POST",)},
+    "heavy": {
+        "bias+mask": ("HAS_BIAS", "HAS_MASK"),
+        "all": ("HAS_BIAS", "HAS_MASK", "HAS_POST", "CAUSAL", "DROPOUT"),
+    },
 }
+# Strides of q, k, v and the gradient are multiples of the head dim; those of a bias, mask or scale follow the
+# lengths, and an odd length such as 197 leaves them unaligned.
+_OWN = ("stride_q", "stride_k", "stride_v", "stride_g")
 _POINTERS = ("Q", "K", "V", "Grad", "Out", "DQ", "DK", "DV", "Bias", "Post")
 
 
 def aot_variants() -> Iterator[Variant]:
     """List the kernels as they are launched: every row of the table, by dtype, features and alignment.
 
-    The quick gate takes head dims 64 and 128 with a bias in float16 and float32, aligned; the rest is slow.
+    The quick gate takes a bias in float16 at head dims 64 and 128 and in float32 at 64; the rest is slow.
     """
-    dtypes = {"fp16": 16, "bf16": 16, "fp32": 32}
-    for (kernel, arch, bits, dim), (dtype, size), features, aligned in product(
-        CONFIGS, dtypes.items(), _FEATURES, (True, False)
-    ):
-        if size == bits:
-            yield _variant(kernel, arch, dtype, dim, features, aligned)
+    for (kernel, arch, bits, load), dims in CONFIGS.items():
+        dtypes = ("fp32",) if bits == 32 else ("fp16", "bf16")
+        for dim, dtype, features, aligned in product(dims, dtypes, _FEATURES[load], (True, False)):
+            yield variant(kernel, arch, dtype, dim, load, features, aligned)
 
 
-def _variant(kernel: str, arch: int, dtype: str, dim: int, features: str, aligned: bool) -> Variant:
-    config = CONFIGS[kernel, arch, 32 if dtype == "fp32" else 16, dim]
+def variant(kernel: str, arch: int, dtype: str, dim: int, load: str, features: str, aligned: bool) -> Variant:
+    """One kernel as a row of the table launches it."""
+    config = CONFIGS[kernel, arch, 32 if dtype == "fp32" else 16, load][dim]
     name = f"{kernel.removesuffix(' short')}_kernel"
-    constants: dict[str, bool | int] = {flag: flag in _FEATURES[features] for flag in _FLAGS}
+    on = _FEATURES[load][features]
+    constants: dict[str, bool | int] = {flag: flag in on for flag in _FLAGS}
     constants |= {"D": dim, "BLOCK_D": dim, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     if kernel == "extra":
         constants |= {"OF_POST": features == "post", "ONE_ROW": False, "ONE_COLUMN": False}
@@ -273,16 +251,17 @@ def _variant(kernel: str, arch: int, dtype: str, dim: int, features: str, aligne
     signature = dict.fromkeys(names, "i32") | dict.fromkeys(_POINTERS, f"*{dtype}")
     signature |= {"Mask": "*i8", "Seed": "*i64", "Lse": "*fp32", "Delta": "*fp32", "DX": "*fp32"}
     signature |= {"qk_scale": "fp32", "log2_nk": "fp32", "dropout_p": "fp32"}
+    shape = f"{dtype} D{dim} {config.block_m}x{config.block_n}"
     quick = features == "bias" and (dtype, dim) in (("fp16", 64), ("fp32", 64), ("fp16", 128))
     return Variant(
         kernel=f"{_MODULE}:{name}",
         signature=signature,
         constants=constants,
         arch=arch,
-        label=f"{dtype} D{dim} {config.block_m}x{config.block_n} {features}",
-        divisible=tuple(strides) if aligned else (),
+        label=f"{shape} {load} {features} {'aligned' if aligned else 'odd'}",
+        divisible=tuple(strides if aligned else (n for n in strides if n[:8] in _OWN)),
         num_warps=config.warps,
         num_stages=config.stages,
         tensor_cores=dtype != "fp32",
-        slow=not quick or (not aligned and dim != 64),
+        slow=not quick,
     )

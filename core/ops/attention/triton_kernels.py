@@ -6,6 +6,9 @@ tile 32-bit ones. Index tiles come expanded, `[BM, 1]` and `[1, BN]` or transpos
 both orientations.
 """
 
+# The types of a kernel's arguments are Triton's, not Python's.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import triton
