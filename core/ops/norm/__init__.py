@@ -32,6 +32,15 @@ def rms_norm(
 def rms_norm(
     x: Tensor, weight: Tensor | None = ..., bias: Tensor | None = ..., *, eps: float = ..., residual: Tensor
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = ...,
+    bias: Tensor | None = ...,
+    *,
+    eps: float = ...,
+    residual: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def rms_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -81,6 +90,15 @@ def layer_norm(
 def layer_norm(
     x: Tensor, weight: Tensor | None = ..., bias: Tensor | None = ..., *, eps: float = ..., residual: Tensor
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = ...,
+    bias: Tensor | None = ...,
+    *,
+    eps: float = ...,
+    residual: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def layer_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -112,6 +130,15 @@ def crms_norm(
 def crms_norm(
     x: Tensor, weight: Tensor | None = ..., bias: Tensor | None = ..., *, eps: float = ..., residual: Tensor
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def crms_norm(
+    x: Tensor,
+    weight: Tensor | None = ...,
+    bias: Tensor | None = ...,
+    *,
+    eps: float = ...,
+    residual: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def crms_norm(
     x: Tensor,
     weight: Tensor | None = None,

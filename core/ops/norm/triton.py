@@ -1,12 +1,8 @@
-"""Triton kernels of the row norms: one trip to memory each way, the residual add included.
+"""Launches of the row norms' Triton kernels: the table of configurations, forward, backward, the gate's list.
 
-Forward: a program normalises a tile of whole rows. Backward: each of a fixed number of programs walks its
-tiles and keeps its share of the weight's and the bias's gradient in registers; the shares are written side by
-side and summed by a second kernel, so there are no atomics and the sum has one order. The mathematics is in
-README.md.
+There are no atomics: each program of the backward writes its share of the weight's and the bias's gradient
+beside the others', and one sum over them has one order.
 """
-
-# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -16,12 +12,14 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from manyheads.core.aot import Variant
+from manyheads.core.ops.norm.triton_kernels import backward_kernel, forward_kernel, vectors_kernel
 
-MAX_ROW = 8192  # of the backward: a row's tile and its two sums stay in registers up to here
+MAX_ROW = 8192
+_SPLIT_ABOVE = 4096  # wider rows leave no registers for the two sums: these get a kernel of their own
+_SPLIT_BLOCK, _SPLIT_ROWS, _SPLIT_WARPS = 512, 4, 4
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ _BACKWARD = {
         512: Config(2, 4, 528),
         1024: Config(1, 4, 528),
         2048: Config(1, 8, 264),
-        4096: Config(1, 16, 132),
-        8192: Config(1, 32, 132),
+        4096: Config(1, 8, 264),
+        8192: Config(1, 16, 264),
     },
     80: {
         16: Config(64, 4, 432),
@@ -70,8 +68,8 @@ _BACKWARD = {
         512: Config(2, 4, 432),
         1024: Config(1, 4, 432),
         2048: Config(1, 8, 216),
-        4096: Config(1, 16, 108),
-        8192: Config(1, 32, 108),
+        4096: Config(1, 8, 216),
+        8192: Config(1, 16, 216),
     },
 }
 
@@ -91,112 +89,6 @@ def configs(d: int, arch: int = 90) -> tuple[int, Config, Config]:
     return block, _FORWARD[block], _BACKWARD[known][block]
 
 
-@triton.jit(do_not_specialize=["count"])
-def _forward(
-    x,
-    residual,
-    weight,
-    bias,
-    y,
-    z,
-    stats,
-    count,
-    x_row,
-    residual_row,
-    eps,
-    d,
-    KIND: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # int64: rows x d may pass 2^31
-    col = tl.arange(0, BLOCK)
-    mask = (row < count)[:, None] & (col < d)[None, :]
-    at = row[:, None] * d + col[None, :]
-    v = tl.load(x + row[:, None] * x_row + col[None, :], mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
-    if residual is not None:
-        v += tl.load(residual + row[:, None] * residual_row + col[None, :], mask, other=0.0).to(tl.float32)
-        stored = v.to(z.dtype.element_ty)
-        tl.store(z + at, stored, mask)
-        v = stored.to(tl.float32)  # the norm of what the backward will read
-    shift = tl.zeros([ROWS], tl.float32)
-    if KIND == "layer":
-        shift = tl.sum(v, 1) / d
-        v = tl.where(mask, v - shift[:, None], 0.0)
-        square = tl.sum(v * v, 1) / d
-    elif KIND == "crms":
-        shift = tl.sum(v, 1)
-        square = (tl.sum(v * v, 1) + shift * shift) / (d + 1)
-    else:
-        square = tl.sum(v * v, 1) / d
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(square + eps))
-    tl.store(stats + row, rstd, row < count)
-    tl.store(stats + count + row, shift, row < count)
-    v *= rstd[:, None]
-    if weight is not None:
-        v *= tl.load(weight + col, col < d, other=0.0).to(tl.float32)[None, :]
-    if bias is not None:
-        v += tl.load(bias + col, col < d, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + at, v.to(y.dtype.element_ty), mask)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _backward(
-    dy,
-    dz,
-    z,
-    stats,
-    weight,
-    out,
-    shares,
-    count,
-    dy_row,
-    dz_row,
-    z_row,
-    d,
-    KIND: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    first = tl.program_id(0)
-    step = tl.num_programs(0)
-    col = tl.arange(0, BLOCK)
-    dw = tl.zeros([ROWS, BLOCK], tl.float32)
-    db = tl.zeros([ROWS, BLOCK], tl.float32)
-    if weight is not None:
-        w = tl.load(weight + col, col < d, other=0.0).to(tl.float32)[None, :]
-    for tile in range(first, tl.cdiv(count, ROWS), step):
-        row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        inside = row < count
-        mask = inside[:, None] & (col < d)[None, :]
-        rstd = tl.load(stats + row, inside, other=0.0)[:, None]
-        shift = tl.load(stats + count + row, inside, other=0.0)[:, None]
-        g = tl.load(dy + row[:, None] * dy_row + col[None, :], mask, other=0.0).to(tl.float32)
-        v = tl.load(z + row[:, None] * z_row + col[None, :], mask, other=0.0).to(tl.float32)
-        if KIND == "layer":
-            v = tl.where(mask, v - shift, 0.0)
-        if shares is not None:
-            dw += g * (v * rstd)
-            db += g
-        if weight is not None:
-            g *= w
-        # v itself, not the rounded v * rstd: what follows cancels in short rows. And one factor after the
-        # other: the cube of a small rstd underflows.
-        pull = tl.sum(g * v, 1)[:, None] * rstd * rstd * rstd
-        if KIND == "layer":
-            g = (g - tl.sum(g, 1)[:, None] / d) * rstd - v * (pull / d)
-        elif KIND == "crms":
-            g = g * rstd - (v + shift) * (pull / (d + 1))
-        else:
-            g = g * rstd - v * (pull / d)
-        if dz is not None:
-            g += tl.load(dz + row[:, None] * dz_row + col[None, :], mask, other=0.0).to(tl.float32)
-        tl.store(out + row[:, None] * d + col[None, :], g.to(out.dtype.element_ty), mask)
-    if shares is not None:
-        tl.store(shares + first * d + col, tl.sum(dw, 0), col < d)
-        tl.store(shares + (step + first) * d + col, tl.sum(db, 0), col < d)
-
-
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,7 +103,7 @@ def forward(
     stats = torch.empty(2, count, dtype=torch.float32, device=x.device)
     block, config, _ = configs(d, _arch(x))
     if count:
-        _forward[(triton.cdiv(count, config.rows),)](
+        forward_kernel[(triton.cdiv(count, config.rows),)](
             rows,
             added,
             _vector(weight),
@@ -250,15 +142,16 @@ def backward(
     block, _, config = configs(d, _arch(z))
     programs = min(config.programs, triton.cdiv(count, config.rows))
     shares = torch.empty(2, programs, d, dtype=torch.float32, device=z.device) if affine else None
+    split = block > _SPLIT_ABOVE
     if count:
-        _backward[(programs,)](
+        backward_kernel[(programs,)](
             grad,
             direct,
             rows,
             stats,
             _vector(weight),
             out,
-            shares,
+            None if split else shares,
             count,
             grad.stride(0),
             0 if direct is None else direct.stride(0),
@@ -268,6 +161,21 @@ def backward(
             ROWS=config.rows,
             BLOCK=block,
             num_warps=config.warps,
+        )
+    if count and split and shares is not None:
+        vectors_kernel[(programs, triton.cdiv(d, _SPLIT_BLOCK))](
+            grad,
+            rows,
+            stats,
+            shares,
+            count,
+            grad.stride(0),
+            rows.stride(0),
+            d,
+            KIND=kind,
+            ROWS=_SPLIT_ROWS,
+            BLOCK=_SPLIT_BLOCK,
+            num_warps=_SPLIT_WARPS,
         )
     if shares is None:
         return out, torch.empty(0, d, dtype=torch.float32, device=z.device)
@@ -298,24 +206,39 @@ def aot_variants() -> list[Variant]:
     variants, float32 and unaligned rows are in the slow gate.
     """
     found = []
-    for arch, block in itertools.product(_BACKWARD, _FORWARD):
-        for kind, dtype, aligned in itertools.product(
-            ("layer", "rms", "crms"), ("bf16", "fp32"), (True, False)
-        ):
-            slow = (kind, dtype, aligned) != ("layer", "bf16", True)
-            found += [_variant(k, arch, block, kind, dtype, aligned, slow) for k in (_forward, _backward)]
+    options = list(itertools.product(("layer", "rms", "crms"), ("bf16", "fp32"), (True, False)))
+    for arch, (kind, dtype, aligned) in itertools.product(_BACKWARD, options):
+        slow = (kind, dtype, aligned) != ("layer", "bf16", True)
+        for block in _FORWARD:
+            _, ahead, back = configs(block, arch)
+            wide = block > _SPLIT_ABOVE
+            found.append(_variant(forward_kernel, arch, ahead, block, kind, dtype, aligned, slow))
+            found.append(_variant(backward_kernel, arch, back, block, kind, dtype, aligned, slow, wide))
+        split = Config(_SPLIT_ROWS, _SPLIT_WARPS)
+        found.append(_variant(vectors_kernel, arch, split, _SPLIT_BLOCK, kind, dtype, aligned, slow))
     return found
 
 
-def _variant(kernel: Any, arch: int, block: int, kind: str, dtype: str, aligned: bool, slow: bool) -> Variant:
-    _, forward_config, backward_config = configs(block, arch)
-    config = forward_config if kernel is _forward else backward_config
+def _variant(
+    kernel: Any,
+    arch: int,
+    config: Config,
+    block: int,
+    kind: str,
+    dtype: str,
+    aligned: bool,
+    slow: bool,
+    wide: bool = False,
+) -> Variant:
     types = {"eps": "fp32", "stats": "*fp32", "shares": "*fp32", "weight": "*fp32", "bias": "*fp32"}
     counts = ("count", "x_row", "residual_row", "dy_row", "dz_row", "z_row", "d")
+    constants: dict[str, str | int | None] = {"KIND": kind, "ROWS": config.rows, "BLOCK": block}
+    if wide:
+        constants["shares"] = None
     return Variant(
-        kernel=f"{__name__}:{kernel.__name__}",
+        kernel=f"{kernel.__module__}:{kernel.__name__}",
         signature=dict.fromkeys(kernel.arg_names, f"*{dtype}") | dict.fromkeys(counts, "i32") | types,
-        constants={"KIND": kind, "ROWS": config.rows, "BLOCK": block},
+        constants=constants,
         arch=arch,
         label=f"{dtype} {kind} {config.rows}x{block}",
         divisible=counts[1:] if aligned else (),
