@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -56,6 +57,28 @@ def test_killed_and_resumed(job, source, tmp_path, undisturbed, inspect_folder, 
     )
     assert job(source, out, max_bad=0.1, resume=True)[0] == 0
     same(out, undisturbed, inspect_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments(job, source, tmp_path, inspect_folder, seed, workers):
+    out, whole, moments = tmp_path / "out", tmp_path / "whole", random.Random(seed)
+    options = {"max_bad": 0.1, "workers": workers, "shard_size": 2}
+    assert job(source, whole, **options)[0] == 0
+    ended = []
+    while 0 not in ended:
+        assert len(ended) < 40, "it gets nowhere"
+        slow = '{"name": "fake", "delay": 0.01}'
+        process = job.start(source, out, resume=True, model=slow, **options)
+        try:
+            process.wait(moments.uniform(0.2, 0.9) * (1 + workers) * (1 + len(ended) / 10))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        ended.append(process.returncode)
+    assert -signal.SIGKILL in ended
+    assert inspect_folder.digests(out) == inspect_folder.digests(whole)
 
 
 def test_killed_again_and_again(job, source, tmp_path, undisturbed, inspect_folder):
