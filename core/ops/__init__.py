@@ -1,5 +1,6 @@
 """The public operations. Layout: B batch, N tokens, H heads, D head dim, L length; docs give shapes."""
 
 from manyheads.core.ops.attention import attention
+from manyheads.core.ops.norm import crms_norm, layer_norm, rms_norm
 
-__all__ = ["attention"]
+__all__ = ["attention", "crms_norm", "layer_norm", "rms_norm"]
