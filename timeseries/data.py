@@ -171,7 +171,8 @@ class ForecastData(LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader:
         """Return the train batches, in a new order each epoch."""
-        return WindowLoader(self.train_windows, self.batch_size, True, self.drop_last, self.seed)
+        part = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return WindowLoader(self.train_windows, self.batch_size, True, self.drop_last, self.seed, part)
 
     def val_dataloader(self) -> WindowLoader:
         """Return all validation batches."""

@@ -49,7 +49,7 @@ def kind_of(path: Path) -> str:
         DataError: No such file, a folder, an empty file, or another ending.
     """
     if not path.is_file():
-        raise DataError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+        raise DataError(f"{path}: {'a folder; name its files' if path.is_dir() else 'no such file'}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: empty file")
     name = path.name.lower()
@@ -223,7 +223,7 @@ def _series_rows(
     if layout.id is None:
         yield stem, np.arange(len(table))
         return
-    ids = pc.cast(table[layout.id], pa.string())
+    ids = pc.cast(table[layout.id], pa.large_string())
     empty = np.flatnonzero(pc.or_kleene(ids.is_null(), pc.equal(ids, "")).to_numpy())
     if len(empty):
         raise DataError(f"{where(int(empty[0]))}: no id in column {layout.id!r}")

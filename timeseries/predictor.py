@@ -162,7 +162,8 @@ class Predictor:
     def shards(self, source: core.Source, size: int) -> list[Shard]:
         """Cut a source into shards of `size` records, in order.
 
-        A long file's ids are read once, to find where each series lies; its rows must stand together.
+        A long file's ids are read once, to find where each series lies; its rows must stand together. A gzip
+        CSV has no places to go to: each shard decompresses what lies before it; parquet serves large files.
 
         Args:
             source: Path of a CSV or parquet file, several paths, or a DataFrame.
@@ -173,7 +174,13 @@ class Predictor:
         """
         files = tuple(self._files(source))
         runs = [(i, run) for i, file in enumerate(files) for run in sources.index(file)]
-        return [Shard(files, tuple(runs[i : i + size])) for i in range(0, len(runs), size)]
+        return [self._shard(files, runs[i : i + size]) for i in range(0, len(runs), size)]
+
+    @staticmethod
+    def _shard(files: Sequence[File], runs: Sequence[tuple[int, Run]]) -> Shard:
+        """Make a shard that holds its own files alone, for it is sent to worker processes."""
+        number = {i: k for k, i in enumerate(dict.fromkeys(i for i, _ in runs))}
+        return Shard(tuple(files[i] for i in number), tuple((number[i], run) for i, run in runs))
 
     def read(self, shard: Shard) -> Iterator[Record]:
         """Stream a shard's records, each with the rows that the model needs."""

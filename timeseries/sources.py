@@ -162,8 +162,7 @@ def _id_changes(column: pa.ChunkedArray, file: File, row: int) -> tuple[list[str
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    coded = pc.dictionary_encode(pc.cast(column, pa.string())).combine_chunks()
-    coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+    coded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
     codes = coded.indices.fill_null(-1).to_numpy()
     begins = np.flatnonzero(np.diff(codes, prepend=codes[0] - 1))
     dictionary = coded.dictionary.to_pylist()

@@ -98,6 +98,7 @@ class WindowLoader:
         shuffle: Draw a new order each epoch.
         drop_last: Leave out a last batch that is not full.
         seed: Seed of the order.
+        part: This process and the number of processes; each gives its own windows, as many as the others.
 
     Example:
         >>> loader = WindowLoader(windows, batch_size=32, shuffle=True)
@@ -108,10 +109,16 @@ class WindowLoader:
     batch_sampler = None  # Lightning reads it of whatever has a `sampler`
 
     def __init__(
-        self, windows: Windows, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0
+        self,
+        windows: Windows,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.windows, self.batch_size, self.shuffle, self.drop_last = windows, batch_size, shuffle, drop_last
-        self.seed = seed
+        self.seed, self.part = seed, part
         self._epoch, self._given, self._resumed = 0, 0, False
 
     @property
@@ -125,11 +132,11 @@ class WindowLoader:
             self._epoch, self._given, self._resumed = epoch, 0, False
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.windows), self.batch_size)
+        full, rest = divmod(len(self.windows) // self.part[1], self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the order of the windows in an epoch."""
+        """Return the order of the windows in an epoch, of all processes together."""
         if not self.shuffle:
             return np.arange(len(self.windows))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
@@ -138,7 +145,8 @@ class WindowLoader:
         # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
         first = self._given if self._resumed else 0
         self._resumed = False
-        starts = self.windows.starts[self.order(self._epoch)]
+        (rank, world), n = self.part, len(self.windows)
+        starts = self.windows.starts[self.order(self._epoch)[rank : n - n % world : world]]
         for i in range(first, len(self)):
             self._given = i + 1
             yield self.windows.gather(starts[i * self.batch_size : (i + 1) * self.batch_size])

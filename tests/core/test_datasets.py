@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import os
 import subprocess
 import sys
 import threading
@@ -119,7 +120,7 @@ def test_search_order(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPat
     cached = put(cache / "data")
     assert datasets.locate("etth1") == cached
     second = put(tmp_path / "second", "ETTh1.csv.gz")
-    monkeypatch.setenv("MANYHEADS_DATA", f"{tmp_path / 'first'}:{tmp_path / 'second'}")
+    monkeypatch.setenv("MANYHEADS_DATA", f"{tmp_path / 'first'}{os.pathsep}{tmp_path / 'second'}")
     assert datasets.locate("etth1") == second
     first = put(tmp_path / "first")
     assert datasets.locate("etth1") == first

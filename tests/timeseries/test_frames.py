@@ -248,7 +248,7 @@ def test_given_frequency_serves_short_series(csv: Csv) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="a folder, not a file"):
+    with pytest.raises(DataError, match="a folder; name its files"):
         read(tmp_path)
     (tmp_path / "t.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"not a .csv, .csv.gz or .parquet file"):

@@ -307,7 +307,9 @@ def test_shards_are_the_same_each_time_and_stand_alone(tmp_path: Path, name: str
 def test_shards_pack_small_files(tmp_path: Path) -> None:
     wide = series("w").drop(columns="unique_id")
     paths = [save(wide, tmp_path / f"w{i}.csv") for i in range(5)]
-    assert [len(shard.runs) for shard in predictor().shards(paths, 2)] == [2, 2, 1]
+    shards = predictor().shards(paths, 2)
+    assert [[file.stem for file in shard.files] for shard in shards] == [["w0", "w1"], ["w2", "w3"], ["w4"]]
+    assert [record.names[0] for record in predictor().read(shards[1])] == ["w2/y", "w3/y"]
 
 
 def test_broken_files(tmp_path: Path) -> None:

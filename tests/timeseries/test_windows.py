@@ -102,6 +102,16 @@ def test_loader_resumes_at_its_position(given: int) -> None:
         assert order(resumed) == order(loader)  # and the epoch after it is whole
 
 
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_the_windows(world: int) -> None:
+    windows = Windows(table(), N, RANGES, L, P)
+    loaders = [WindowLoader(windows, 2, shuffle=True, part=(rank, world)) for rank in range(world)]
+    given = [order(loader) for loader in loaders]
+    assert {len(each) for each in given} == {18 // world}
+    assert len({value for each in given for value in each}) == 18 // world * world
+    assert {len(loader) for loader in loaders} == {-(-(18 // world) // 2)}
+
+
 def test_set_epoch_drops_a_position_of_another_epoch() -> None:
     loader = WindowLoader(Windows(table(), N, RANGES, L, P), 4, shuffle=True)
     loader.load_state_dict({"epoch": 1, "batch": 2})
