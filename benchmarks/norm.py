@@ -2,8 +2,8 @@
 
     python benchmarks/norm.py [--repeats 15]
 
-On a CPU: float32, forward alone and forward with backward. On a GPU: bfloat16, and the bandwidth reached (bytes
-that must move, over the time).
+On a CPU: float32, forward alone and forward with backward. On a GPU: bfloat16, and the bandwidth reached, in
+bytes that must move over the time.
 """
 
 from __future__ import annotations

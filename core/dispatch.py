@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -122,40 +122,49 @@ def _cpu(call: Call, blocked: str) -> str:
 
 
 def _rms_norm(call: Call) -> list[Candidate]:
-    composed = Candidate("torch", "torch's own RMSNorm, single operations on a CPU", _norm_short(call))
-    return [_norm_kernel(call), _norm_cpu(call), composed, Candidate("reference", "the plain formula")]
+    composed = Candidate("torch", "too little work for an op of our own: torch's RMSNorm", _norm_torch(call))
+    blockwise = _norm_cpu(call)
+    small = call.features.get("size") == "small" or blockwise.blocked
+    return _norm(call, [composed, blockwise] if small else [blockwise, composed])
 
 
 def _layer_norm(call: Call) -> list[Candidate]:
-    native = Candidate("torch", "torch's own LayerNorm, one fused pass each way", _norm_short(call))
-    return [_norm_kernel(call), _norm_cpu(call), native, Candidate("reference", "the plain formula")]
+    native = Candidate("torch", "torch's own LayerNorm is one fused pass each way", _norm_torch(call))
+    # Its CPU backward adds up the gradients of weight and bias row by row, in x's dtype.
+    exact = not call.has("learns") or (call.dtype == torch.float32 and call.features.get("rows") == "few")
+    return _norm(call, [native, _norm_cpu(call)] if exact else [_norm_cpu(call), native])
 
 
 def _crms_norm(call: Call) -> list[Candidate]:
-    return [_norm_kernel(call), _norm_cpu(call), Candidate("reference", "the plain formula")]
+    small = call.features.get("size") == "small"
+    return _norm(call, [] if small else [_norm_cpu(call)], last=[_norm_cpu(call)] if small else [])
 
 
-def _norm_short(call: Call) -> str:
-    short = call.features.get("row") == "short"
-    return (
-        "rows of fewer than 8 elements cancel in the gradient: the plain formula bears it best"
-        if short
-        else ""
-    )
-
-
-def _norm_kernel(call: Call) -> Candidate:
-    blocked = triton_blocked(call) or _norm_short(call)
+def _norm(call: Call, middle: list[Candidate], last: Sequence[Candidate] = ()) -> list[Candidate]:
+    blocked = triton_blocked(call)
     if not blocked and call.features.get("row") == "long":
         blocked = "the kernels take rows of at most 8192 elements"
-    return Candidate("triton", "one fused pass over the rows each way, with the residual", blocked)
+    kernel = Candidate("triton", "one fused pass over the rows each way, with the residual", blocked)
+    if call.features.get("row") == "short":
+        why = "rows of fewer than 8 elements cancel in the gradient: the plain formula bears it best"
+        return [Candidate("reference", why), kernel, *middle, *last]
+    return [
+        kernel,
+        *middle,
+        Candidate("reference", "no faster path takes this call: the plain formula"),
+        *last,
+    ]
 
 
 def _norm_cpu(call: Call) -> Candidate:
-    blocked = _cpu(call, _norm_short(call))
+    blocked = _cpu(call, "")
     if not blocked and call.dtype not in _HALF_OR_SINGLE:
         blocked = f"its statistics are float32, and the tensors are {_name(call.dtype)}"
-    return Candidate("cpu", "the backward goes block by block in the cache", blocked)
+    return Candidate("cpu", "the backward goes block by block in the cache, with steady sums", blocked)
+
+
+def _norm_torch(call: Call) -> str:
+    return "torch wants weight and bias in the dtype of x" if call.has("mixed") else ""
 
 
 _CLAUSES: dict[str, Callable[[Call], list[Candidate]]] = {

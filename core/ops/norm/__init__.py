@@ -169,28 +169,30 @@ def _norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     op = f"{kind}_norm"
     _check(op, x, weight, bias, residual)
+    given = [t for t in (x, residual, weight, bias) if t is not None]
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    backend = choose(op, device=x.device.type, dtype=dtype, row=_length(x.shape[-1])).backend
+    mixed = any(t.dtype != dtype for t in (weight, bias) if t is not None)
+    backend = choose(op, device=x.device.type, dtype=dtype, learns=learns, mixed=mixed, **_sizes(x)).backend
     if backend == "reference":
         return _REFERENCE[kind](x, weight, bias, eps=eps, residual=residual)
     if backend == "torch":
         z = x if residual is None else x + residual
         y = _torch(kind, z, weight, bias, eps)
         return y if residual is None else (y, z)
-    learns = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, residual, weight, bias)
-    )
     # Without gradients the CPU path needs no op around it: plain torch calls, without the op's overhead.
     run = cpu.forward if backend == "cpu" and not learns else custom_op.norm
     y, z, _ = run(x, residual, weight, bias, eps, kind)
     return y if residual is None else (y, z)
 
 
-def _length(d: int) -> str:
-    """A row's length in a word: torch.compile, whose sizes may be symbols, takes it for a constant."""
-    if d < 8:
-        return "short"
-    return "long" if d > 8192 else "usual"
+def _sizes(x: Tensor) -> dict[str, str]:
+    """Sizes in words: torch.compile, for which they may be symbols, takes these for constants."""
+    d = x.shape[-1]
+    row = "short" if d < 8 else "long" if d > 8192 else "usual"
+    rows = "few" if x.numel() <= 256 * d else "many"
+    size = "small" if x.numel() < 1 << 17 else "large"
+    return {"row": row, "rows": rows, "size": size}
 
 
 def _torch(kind: str, z: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

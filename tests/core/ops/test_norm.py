@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.errors import UsageError
-from manyheads.core.ops.norm import crms_norm, custom_op, layer_norm, reference, rms_norm
+from manyheads.core.ops.norm import cpu, crms_norm, custom_op, layer_norm, reference, rms_norm
 from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
 
 NORMS = {
@@ -20,6 +20,7 @@ NORMS = {
     "crms": (crms_norm, reference.crms_norm),
 }
 KINDS = list(NORMS)
+OPS = [f"{kind}_norm" for kind in KINDS]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -32,6 +33,10 @@ def inputs(rows: int, d: int, dtype: torch.dtype) -> list[Tensor]:
     return [draw(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(rows, d), (d,), (d,), (rows, d)])]
 
 
+def asked(backend: str) -> AbstractContextManager[None]:
+    return nullcontext() if backend == "auto" else use_backend(backend)
+
+
 def with_residual(norm):
     return lambda x, weight, bias, residual: norm(x, weight, bias, residual=residual)
 
@@ -42,10 +47,11 @@ def with_residual(norm):
 def test_float64_rule(kind, d, dtype):
     norm, plain = NORMS[kind]
     x, weight, bias, residual = inputs(63, d, dtype)
-    with nan_filled_empties():
-        assert_accurate(with_residual(norm), with_residual(plain), x, weight, bias, residual)
-        assert_accurate(norm, plain, x, weight, bias)
-        assert_accurate(norm, plain, x)
+    for backend in ["auto"] if d == 1 else ["auto", "cpu"]:
+        with asked(backend), nan_filled_empties():
+            assert_accurate(with_residual(norm), with_residual(plain), x, weight, bias, residual)
+            assert_accurate(norm, plain, x, weight, bias)
+            assert_accurate(norm, plain, x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,17 +202,47 @@ def test_crms_is_rms_of_the_row_with_its_missing_entry():
 
 
 def test_dispatch():
-    cpu = {"device": "cpu", "dtype": torch.float32}
-    for op, dtype in itertools.product(("rms_norm", "layer_norm", "crms_norm"), DTYPES):
-        assert choose(op, device="cpu", dtype=dtype).backend == "cpu"
-    assert choose("layer_norm", device="cpu", dtype=torch.float64).backend == "torch"
-    assert choose("crms_norm", device="cpu", dtype=torch.float64).backend == "reference"
-    cuda = {"device": "cuda", "dtype": torch.bfloat16}
-    assert choose("crms_norm", **cuda, row="usual").backend == "triton"
-    assert choose("layer_norm", **cuda, row="long").backend == "torch"
-    assert choose("layer_norm", **cuda, row="short").backend == "reference"
+    usual = {
+        "device": "cpu",
+        "dtype": torch.float32,
+        "row": "usual",
+        "rows": "many",
+        "size": "large",
+        "learns": True,
+    }
+    small = usual | {"rows": "few", "size": "small"}
+
+    def chosen(op, **features):
+        return choose(op, **(usual | features)).backend
+
+    assert [chosen(op) for op in OPS] == ["cpu", "cpu", "cpu"]
+    assert [chosen(op, **small) for op in OPS] == ["torch", "torch", "reference"]
+    assert [chosen(op, row="short") for op in OPS] == ["reference"] * 3
+    assert [chosen(op, dtype=torch.float64) for op in OPS] == ["torch", "torch", "reference"]
+    assert [chosen(op, device="cuda") for op in OPS] == ["triton"] * 3
+    assert [chosen(op, device="cuda", row="long") for op in OPS] == ["torch", "torch", "reference"]
+    assert [chosen(op, **small, dtype=torch.bfloat16, mixed=True) for op in OPS] == [
+        "cpu",
+        "cpu",
+        "reference",
+    ]
+    assert chosen("layer_norm", rows="few") == chosen("layer_norm", learns=False) == "torch"
+    assert chosen("layer_norm", **small, dtype=torch.bfloat16) == "cpu"
     with use_backend("torch"), pytest.raises(UsageError, match="crms_norm has no backend 'torch'"):
-        choose("crms_norm", **cpu)
+        chosen("crms_norm")
+    with use_backend("triton"), pytest.raises(UsageError, match="at most 8192"):
+        chosen("rms_norm", device="cuda", row="long")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_input_takes_the_blockwise_path_and_a_small_one_does_not(kind, monkeypatch):
+    calls = []
+    backward = cpu.backward
+    monkeypatch.setattr(cpu, "backward", lambda *a: calls.append(a[0].shape) or backward(*a))
+    norm = NORMS[kind][0]
+    for rows in (16, 600):
+        norm(draw(rows, 256), draw(256)).sum().backward()
+    assert calls == [(600, 256)]
 
 
 def test_refusals():
