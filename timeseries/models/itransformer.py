@@ -29,7 +29,7 @@ class InvertedEmbedding(nn.Module):
         dropout: Probability of dropping an element of a token.
 
     Shape:
-        x `[B, L, N]`, x_mark `[B, L, M]` -> `[B, N + M, d_model]`.
+        x `[B, N, L]` -> `[B, N, d_model]`.
     """
 
     def __init__(self, seq_len: int, d_model: int, dropout: float) -> None:
@@ -37,10 +37,9 @@ class InvertedEmbedding(nn.Module):
         self.value_embedding = nn.Linear(seq_len, d_model)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, x_mark: Tensor | None) -> Tensor:
-        """Embed; variates come first."""
-        tokens = x.mT if x_mark is None else torch.cat([x.mT, x_mark.mT], dim=1)  # [B, N + M, L]
-        return dropout(self.value_embedding(tokens), self.dropout, self.training)
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed each history."""
+        return dropout(self.value_embedding(x), self.dropout, self.training)
 
 
 class AttentionLayer(nn.Module):
@@ -52,7 +51,7 @@ class AttentionLayer(nn.Module):
         dropout: Probability of dropping an attention weight.
 
     Shape:
-        x `[B, N, d_model]` -> `[B, N, d_model]`.
+        x `[B, N, d_model]`, asking `[B, Q, d_model]` -> `[B, Q, d_model]`.
     """
 
     def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
@@ -64,11 +63,11 @@ class AttentionLayer(nn.Module):
         self.n_heads = n_heads
         self.dropout = dropout
 
-    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Attend over the tokens; append the weights `[B, H, N, N]` to `maps` if it is given."""
+    def forward(self, x: Tensor, asking: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Let some tokens attend to all; append the weights `[B, H, Q, N]` to `maps` if it is given."""
         heads = (self.n_heads, -1)
-        q = self.query_projection(x).unflatten(-1, heads)  # [B, N, H, D]
-        k = self.key_projection(x).unflatten(-1, heads)
+        q = self.query_projection(asking).unflatten(-1, heads)  # [B, Q, H, D]
+        k = self.key_projection(x).unflatten(-1, heads)  # [B, N, H, D]
         v = self.value_projection(x).unflatten(-1, heads)
         if maps is None:
             out = attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -90,7 +89,7 @@ class EncoderLayer(nn.Module):
         activation: "gelu" or "relu".
 
     Shape:
-        x `[B, N, d_model]` -> `[B, N, d_model]`.
+        x `[B, N, d_model]` -> `[B, Q, d_model]`.
     """
 
     def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float, activation: str) -> None:
@@ -103,9 +102,10 @@ class EncoderLayer(nn.Module):
         self.dropout = dropout
         self.activation = _ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Mix the variates, then each token's features."""
-        x = self.norm1(x + dropout(self.attention(x, maps), self.dropout, self.training))
+    def forward(self, x: Tensor, asked: int | None = None, maps: list[Tensor] | None = None) -> Tensor:
+        """Mix the tokens, then each token's features; for the first `asked` tokens only, if that is given."""
+        asking = x[:, :asked]
+        x = self.norm1(asking + dropout(self.attention(x, asking, maps), self.dropout, self.training))
         hidden = dropout(self.activation(self.conv1(x)), self.dropout, self.training)
         return self.norm2(x + dropout(self.conv2(hidden), self.dropout, self.training))
 
@@ -118,11 +118,15 @@ class Encoder(nn.Module):
         self.attn_layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Encode tokens `[B, N, d_model]`."""
-        for layer in self.attn_layers:
-            x = layer(x, maps)
-        return self.norm(x)
+    def forward(self, x: Tensor, asked: int, maps: list[Tensor] | None = None) -> Tensor:
+        """Encode tokens `[B, N, d_model]`; return the first `asked`.
+
+        What the last layer would make of the others is not computed, unless its attention weights are wanted.
+        """
+        last = len(self.attn_layers) - 1
+        for i, layer in enumerate(self.attn_layers):
+            x = layer(x, asked if i == last and maps is None else None, maps)
+        return self.norm(x[:, :asked])
 
 
 class ITransformer(nn.Module):
@@ -182,14 +186,18 @@ class ITransformer(nn.Module):
         return self._forecast(x, x_mark, maps), maps
 
     def _forecast(self, x: Tensor, x_mark: Tensor | None, maps: list[Tensor] | None) -> Tensor:
+        x = x.mT.contiguous()  # [B, N, L]: sums over time read memory in order
         if self.use_norm:
-            mean = x.mean(dim=1, keepdim=True).detach()  # [B, 1, N]; the official code stops its gradient
-            x = x - mean
-            std = (x.var(dim=1, keepdim=True, correction=0) + _EPSILON).sqrt()  # with gradient
-            x = x / std
-        tokens = self.encoder(self.enc_embedding(x, x_mark), maps)  # [B, N + M, d_model]
-        y = self.projector(tokens[:, : x.shape[-1]]).mT  # [B, P, N]
-        return y * std + mean if self.use_norm else y
+            var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)  # [B, N, 1]
+            mean, std = (
+                mean.detach(),
+                (var + _EPSILON).sqrt(),
+            )  # the official code stops the mean's gradient only
+            x = (x - mean) / std
+        series = x if x_mark is None else torch.cat([x, x_mark.mT], dim=1)  # [B, N + M, L]
+        tokens = self.encoder(self.enc_embedding(series), x.shape[1], maps)  # [B, N, d_model]
+        y = self.projector(tokens)  # [B, N, P]
+        return (y * std + mean if self.use_norm else y).mT
 
 
 def itransformer(
