@@ -272,6 +272,8 @@ def _message(error: BaseException, code: int) -> str:
         return "manyheads: stopped"
     if isinstance(error, ManyheadsError):
         return f"manyheads: {error}"
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that may not be written
+        return f"manyheads: {error.strerror}" + (f": {error.filename}" if error.filename else "")
     text = " ".join(str(error).split()) or type(error).__name__
     hint = "run again with --debug for the traceback"
     return f"manyheads: unexpected {type(error).__name__}: {text[:400]} ({hint})"
