@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Elements of a block of scores; two such float32 blocks (weights and their gradients) fit a second-level
-# cache.
-BLOCK = 128 * 1024
+from manyheads.core import parallel
+
+# Elements of a block of scores; two such float32 blocks (weights and their gradients) fit a core.
+BLOCK = 192 * 1024
+# Below this many scores, starting threads costs more than they save.
+SMALL = 256 * 1024
 
 
 class Chunk(NamedTuple):
@@ -27,6 +32,15 @@ class Chunk(NamedTuple):
     keys: slice
 
 
+class Part(NamedTuple):
+    """What one thread works on: batches and heads, and its scratch memory."""
+
+    number: int
+    batch: range
+    heads: range
+    space: list[Tensor]
+
+
 class Scores:
     """Recomputes blocks of the scores `scale * q k^T + bias`, hidden entries at -inf."""
 
@@ -35,47 +49,63 @@ class Scores:
     ) -> None:
         self.batch, self.nq, self.heads, self.dim = q.shape
         self.nk, self.causal = k.shape[1], causal
-        self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        self.shape = (self.batch, self.heads, self.nq, self.nk)
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.q = self.by_head(q) * scale  # [B, H, Nq, D]
         self.k = self.by_head(k)  # [B, H, Nk, D]
-        shape = (self.batch, self.heads, self.nq, self.nk)
-        self.bias = None if bias is None else bias.expand(shape)
-        self.hidden = None if mask is None else (~mask).expand(shape)
-        self.space = [torch.empty(self._largest(), dtype=self.dtype) for _ in range(3)]
+        self.bias = None if bias is None else bias.expand(self.shape)
+        self.hidden = None if mask is None else (~mask).expand(self.shape)
 
     def by_head(self, x: Tensor) -> Tensor:
         """Lay out `[B, N, Hk, D]` as contiguous `[B, H, N, D]` to accumulate in, key heads repeated."""
         x = x.transpose(1, 2).to(self.dtype)
         return x.repeat_interleave(self.heads // x.shape[1], dim=1).contiguous()
 
-    def _sizes(self) -> tuple[int, int, int]:
-        rows = min(self.nq, max(16, BLOCK // self.nk))
-        heads = min(self.heads, max(1, BLOCK // (rows * self.nk))) if rows == self.nq else 1
-        batch = min(self.batch, max(1, BLOCK // (heads * rows * self.nk))) if heads == self.heads else 1
-        return batch, heads, rows
+    def parts(self) -> list[Part]:
+        """Share the work out by heads, or by batches where these are more: parts write to no common place."""
+        count = 1 if math.prod(self.shape) < SMALL else parallel.workers()
+        by_heads = self.heads >= min(count, self.batch)
+        total = self.heads if by_heads else self.batch
+        cuts = [total * i // min(count, total) for i in range(min(count, total) + 1)]
+        found = []
+        for index, (start, end) in enumerate(pairwise(cuts)):
+            batch = range(self.batch) if by_heads else range(start, end)
+            heads = range(start, end) if by_heads else range(self.heads)
+            size = math.prod(self._sizes(batch, heads)) * self.nk
+            found.append(Part(index, batch, heads, [torch.empty(size, dtype=self.dtype) for _ in range(3)]))
+        return found
 
-    def _largest(self) -> int:
-        return math.prod(self._sizes()) * self.nk
+    def _sizes(self, batches: range, heads: range) -> tuple[int, int, int]:
+        """Batches, heads and rows of a block."""
+        r = min(self.nq, max(16, BLOCK // self.nk))
+        h = min(len(heads), max(1, BLOCK // (r * self.nk))) if r == self.nq else 1
+        b = min(len(batches), max(1, BLOCK // (h * r * self.nk))) if h == self.heads else 1
+        return b, h, r
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Cut the matrix into blocks, in a fixed order; a causal block stops at the last key it sees."""
-        batch, heads, rows = self._sizes()
-        for b in range(0, self.batch, batch):
-            for h in range(0, self.heads, heads):
+    def chunks(self, part: Part) -> Iterator[Chunk]:
+        """Cut a part into blocks, in a fixed order; a causal block stops at the last key it sees."""
+        batch, heads, rows = self._sizes(part.batch, part.heads)
+        for b in range(part.batch.start, part.batch.stop, batch):
+            for h in range(part.heads.start, part.heads.stop, heads):
                 for r in range(0, self.nq, rows):
                     end = min(r + rows, self.nq)
                     keys = max(0, end + self.nk - self.nq) if self.causal else self.nk
                     if keys:
-                        yield Chunk(slice(b, b + batch), slice(h, h + heads), slice(r, end), slice(0, keys))
+                        yield Chunk(
+                            slice(b, min(b + batch, part.batch.stop)),
+                            slice(h, min(h + heads, part.heads.stop)),
+                            slice(r, end),
+                            slice(0, keys),
+                        )
 
-    def buffer(self, chunk: Chunk, which: int) -> Tensor:
-        """A block-shaped view of scratch memory `which`."""
-        shape = (*self.q[chunk.batch, chunk.heads, chunk.rows].shape[:3], chunk.keys.stop)
-        return self.space[which][: math.prod(shape)].view(shape)
+    def buffer(self, part: Part, chunk: Chunk, which: int) -> Tensor:
+        """A block-shaped view of a part's scratch memory."""
+        shape = [each.stop - each.start for each in chunk]
+        return part.space[which][: math.prod(shape)].view(shape)
 
-    def block(self, chunk: Chunk, minus: Tensor | None = None) -> Tensor:
+    def block(self, part: Part, chunk: Chunk, minus: Tensor | None = None) -> Tensor:
         """Scores of a block, less `minus` `[B, H, Nq, 1]`; in scratch memory 0."""
-        out = self.buffer(chunk, 0)
+        out = self.buffer(part, chunk, 0)
         rows = None if minus is None else minus[chunk[:3]]
         if self.bias is None:
             torch.bmm(flat(self.q[chunk[:3]]), self._keys(chunk), out=flat(out))
@@ -127,24 +157,31 @@ def forward(
     post = None if post_scale is None else post_scale.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     out = torch.zeros_like(scores.q)  # [B, H, Nq, D]; rows that see no key are never visited
     lse = scores.q.new_zeros(out.shape[:3])
-    for chunk in scores.chunks():
-        weights = scores.block(chunk)
-        if sigmoid:
-            weights.sub_(math.log(scores.nk)).sigmoid_()
-        else:
-            top = weights.amax(-1, keepdim=True).clamp_(
-                min=torch.finfo(scores.dtype).min
-            )  # no -inf minus -inf
-            total = weights.sub_(top).exp_().sum(-1, keepdim=True)
-            # A row without keys sums to zero: its weights stay zero, and so does its log-sum-exp.
-            total.masked_fill_(total == 0, 1.0)
-            lse[chunk[:3]] = (top.clamp_(min=-1e30) + total.log()).squeeze(-1)
-            weights.div_(total)
-        if post is not None:
-            weights.mul_(post[chunk])
-        seen = flat(value[chunk.batch, chunk.heads, chunk.keys])
-        torch.bmm(flat(weights), seen, out=flat(out[chunk[:3]]))
+
+    def work(part: Part) -> None:
+        for chunk in scores.chunks(part):
+            weights = scores.block(part, chunk)
+            if sigmoid:
+                weights.sub_(math.log(scores.nk)).sigmoid_()
+            else:
+                lse[chunk[:3]] = _normalise(weights)
+            if post is not None:
+                weights.mul_(post[chunk])
+            seen = flat(value[chunk.batch, chunk.heads, chunk.keys])
+            torch.bmm(flat(weights), seen, out=flat(out[chunk[:3]]))
+
+    parallel.run([partial(work, part) for part in scores.parts()])
     return out.transpose(1, 2).to(q.dtype).contiguous(), lse
+
+
+def _normalise(scores: Tensor) -> Tensor:
+    """Turn scores into softmax weights in place, zeros in a row without keys; return their log-sum-exp."""
+    top = scores.amax(-1, keepdim=True)
+    top.masked_fill_(top == -math.inf, 0.0)  # no -inf minus -inf
+    total = scores.sub_(top).exp_().sum(-1, keepdim=True)
+    total.masked_fill_(total == 0, 1.0)
+    scores.div_(total)
+    return top.add_(total.log()).squeeze(-1)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -182,37 +219,41 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of q, k, v, and of bias and post_scale where needed; derivation in README.md."""
     scores = Scores(q, k, bias, mask, causal, scale)
+    parts = scores.parts()
     value, grad_out = scores.by_head(v), scores.by_head(grad)
     delta = (grad_out * scores.by_head(out)).sum(-1, keepdim=True)  # [B, H, Nq, 1]
     rows = torch.full_like(delta, math.log(scores.nk)) if sigmoid else lse.unsqueeze(-1).to(scores.dtype)
     dq, dk, dv = (torch.zeros_like(x) for x in (scores.q, scores.k, value))
-    post = None if post_scale is None else post_scale.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    dbias = Reduced(bias, scores) if needs_bias and bias is not None else None
-    dpost = Reduced(post_scale, scores) if needs_post_scale and post_scale is not None else None
-    for chunk in scores.chunks():
-        weights = scores.block(chunk, minus=rows)
-        weights = weights.sigmoid_() if sigmoid else weights.exp_()
-        seen = (chunk.batch, chunk.heads, chunk.keys)
-        do = flat(grad_out[chunk[:3]])
-        dw = scores.buffer(chunk, 1)
-        torch.bmm(do, flat(value[seen]).transpose(1, 2), out=flat(dw))
-        applied = weights
-        if dpost is not None:
-            dpost.add(chunk, torch.mul(weights, dw, out=scores.buffer(chunk, 2)))
-        if post is not None:
-            applied = torch.mul(weights, post[chunk], out=scores.buffer(chunk, 2))
-            dw.mul_(post[chunk])
-        flat(dv[seen]).baddbmm_(flat(applied).transpose(1, 2), do)
-        if sigmoid:
-            dw.addcmul_(dw, weights, value=-1)
-        else:
-            dw.sub_(delta[chunk[:3]])
-        target = dw if dbias is None else dbias.target(chunk, dw)
-        ds = torch.mul(weights, dw, out=target)
-        if dbias is not None and target is dw:
-            dbias.add(chunk, ds)
-        torch.bmm(flat(ds), flat(scores.k[seen]), out=flat(dq[chunk[:3]]))
-        flat(dk[seen]).baddbmm_(flat(ds).transpose(1, 2), flat(scores.q[chunk[:3]]))
+    post = None if post_scale is None else post_scale.expand(scores.shape)
+    dbias = Reduced(bias, scores, parts) if needs_bias and bias is not None else None
+    dpost = Reduced(post_scale, scores, parts) if needs_post_scale and post_scale is not None else None
+
+    def work(part: Part) -> None:
+        for chunk in scores.chunks(part):
+            weights = scores.block(part, chunk, minus=rows)
+            weights = weights.sigmoid_() if sigmoid else weights.exp_()
+            seen = (chunk.batch, chunk.heads, chunk.keys)
+            do = flat(grad_out[chunk[:3]])
+            dw = scores.buffer(part, chunk, 1)
+            torch.bmm(do, flat(value[seen]).transpose(1, 2), out=flat(dw))
+            applied = weights
+            if dpost is not None:
+                dpost.add(part, chunk, torch.mul(weights, dw, out=scores.buffer(part, chunk, 2)))
+            if post is not None:
+                applied = torch.mul(weights, post[chunk], out=scores.buffer(part, chunk, 2))
+                dw.mul_(post[chunk])
+            flat(dv[seen]).baddbmm_(flat(applied).transpose(1, 2), do)
+            if sigmoid:
+                dw.addcmul_(dw, weights, value=-1)
+            else:
+                dw.sub_(delta[chunk[:3]])
+            ds = torch.mul(weights, dw, out=dw if dbias is None else dbias.target(chunk, dw))
+            if dbias is not None and ds is dw:
+                dbias.add(part, chunk, ds)
+            torch.bmm(flat(ds), flat(scores.k[seen]), out=flat(dq[chunk[:3]]))
+            flat(dk[seen]).baddbmm_(flat(ds).transpose(1, 2), flat(scores.q[chunk[:3]]))
+
+    parallel.run([partial(work, part) for part in parts])
     dq.mul_(scale)
     grads = (_by_token(dq, q), _by_token(dk, k), _by_token(dv, v))
     return *grads, None if dbias is None else dbias.result(), None if dpost is None else dpost.result()
@@ -227,29 +268,32 @@ def _by_token(x: Tensor, like: Tensor) -> Tensor:
 class Reduced:
     """The gradient of a tensor that broadcasts over the scores: blocks are summed in a fixed order."""
 
-    def __init__(self, like: Tensor, scores: Scores) -> None:
+    def __init__(self, like: Tensor, scores: Scores, parts: list[Part]) -> None:
         self.like = like
         shape = (1,) * (4 - like.dim()) + tuple(like.shape)
-        self.full = shape == (scores.batch, scores.heads, scores.nq, scores.nk)
-        # Without a broadcast, blocks are written where they belong; only what no block covers needs the
-        # zeros.
+        self.broadcast = [i for i, n in enumerate(shape) if n == 1]
+        self.full = shape == scores.shape
+        # Without a broadcast, blocks are written where they belong; zeros are for what no block covers.
         make = torch.empty if self.full and not scores.causal else torch.zeros
-        self.grad = make(shape, dtype=scores.dtype)
+        # Parts that would add to the same place get a sum of their own each.
+        shared = len(parts) > 1 and shape[0 if parts[0].heads == range(scores.heads) else 1] == 1
+        self.sums = [make(shape, dtype=scores.dtype) for _ in (parts if shared else parts[:1])]
 
     def target(self, chunk: Chunk, other: Tensor) -> Tensor:
         """Where to write a block's gradient: into the result itself if nothing is broadcast, else `other`."""
-        return self.grad[chunk] if self.full else other
+        return self.sums[0][chunk] if self.full else other
 
-    def add(self, chunk: Chunk, block: Tensor) -> None:
+    def add(self, part: Part, chunk: Chunk, block: Tensor) -> None:
         """Add a block's gradient, summed over the dimensions that are broadcast."""
-        broadcast = [i for i, n in enumerate(self.grad.shape) if n == 1]
-        where = tuple(slice(0, 1) if i in broadcast else part for i, part in enumerate(chunk))
-        target = self.grad[where]
+        where = tuple(slice(0, 1) if i in self.broadcast else each for i, each in enumerate(chunk))
+        target = self.sums[part.number % len(self.sums)][where]
         if self.full:
             target.copy_(block)
         else:
-            target.add_(block.sum(broadcast, keepdim=True) if broadcast else block)
+            target.add_(block.sum(self.broadcast, keepdim=True) if self.broadcast else block)
 
     def result(self) -> Tensor:
         """The gradient in the shape and dtype of its tensor."""
-        return self.grad.view(self.like.shape).to(self.like.dtype)
+        for each in self.sums[1:]:
+            self.sums[0].add_(each)
+        return self.sums[0].view(self.like.shape).to(self.like.dtype)

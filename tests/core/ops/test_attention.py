@@ -7,7 +7,7 @@ import torch
 
 from manyheads.core.dispatch import use_backend
 from manyheads.core.ops import attention as exported
-from manyheads.core.ops.attention import attention, explain, reference
+from manyheads.core.ops.attention import attention, cpu, explain, reference
 from manyheads.core.testing import assert_accurate, check_gradients, nan_filled_empties
 
 SIZES = [(1, 1), (63, 63), (100, 100), (197, 197), (63, 197), (197, 100)]
@@ -71,6 +71,37 @@ def test_gradients_of_what_is_broadcast(name, kind, attention_case):
         assert_accurate(case.op, case.reference, *case.inputs)
 
 
+@pytest.fixture
+def many_parts(monkeypatch):
+    """Small blocks, and two threads however small the problem."""
+    monkeypatch.setattr(cpu, "SMALL", 0)
+    monkeypatch.setattr(cpu, "BLOCK", 3000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+PARTED = {**{name: sized(options, 63, 100) for name, options in FULL.items()}}
+PARTED |= {
+    f"broadcast {name}": {"bias": a, "kind": "sigmoid"}
+    for name, (a, _) in BROADCAST.items()
+    if name != "heads"
+}
+PARTED |= {
+    "one head": {"heads": 1, "batch": 3, "bias": (63, 100)},
+    "one of each": {"heads": 1, "batch": 1, "bias": (1, 63, 100)},
+}
+
+
+@pytest.mark.usefixtures("many_parts")
+@pytest.mark.parametrize("name", PARTED)
+def test_in_parts_and_blocks(name, attention_case):
+    case = attention_case(63, 100, **PARTED[name])
+    with nan_filled_empties(), use_backend("cpu"):
+        assert_accurate(case.op, case.reference, *case.inputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["learned bias", "sigmoid", "scale after", "bias and mask"])
 def test_other_dtypes(name, dtype, attention_case):
@@ -126,14 +157,18 @@ def test_no_grad_keeps_the_fast_path(attention_case):
     assert torch.allclose(quick, attention(q, k, v, bias=bias), atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
-@pytest.mark.parametrize(
-    "options", [{}, {"bias": (2, 63, 63)}, {"kind": "sigmoid"}, {"post": (2, 63, 63)}], ids=str
-)
+HERE = {
+    "plain": {},
+    "bias": {"bias": (2, 63, 63)},
+    "sigmoid": {"kind": "sigmoid"},
+    "post": {"post": (2, 63, 63)},
+}
+ROWS = [(b, o) for b in ("cpu", "torch", "reference") for o in HERE if b != "torch" or o in ("plain", "bias")]
+
+
+@pytest.mark.parametrize(("backend", "options"), ROWS)
 def test_rows_without_keys(backend, options, attention_case):
-    if backend == "torch" and ("kind" in options or "post" in options):
-        pytest.skip("torch has no such attention")
-    case = attention_case(63, 63, mask=(2, 1, 63, 63), **options)
+    case = attention_case(63, 63, mask=(2, 1, 63, 63), **HERE[options])
     case.options["mask"][0, :, 5] = False
     with use_backend(backend), nan_filled_empties():
         out = case.op(*case.inputs)
