@@ -98,8 +98,9 @@ def _attention(call: Call) -> list[Candidate]:
     elif call.has("post_scale"):
         fused = "torch's attention has no post_scale"
     kernel = triton_blocked(call)
-    if not kernel and int(call.features.get("head_dim", 0)) > 256:
-        kernel = "the kernels take a head dim of at most 256"
+    widest = 128 if call.dtype == torch.float32 else 256  # wider float32 tiles do not fit the registers
+    if not kernel and int(call.features.get("head_dim", 0)) > widest:
+        kernel = f"the {_name(call.dtype)} kernels take a head dim of at most {widest}"
     cpu = _cpu(call, "it has no dropout" if call.has("dropout") else "")
     reference = Candidate("reference", "no other path takes this call: the plain formula")
     if call.has("learned_bias"):
@@ -146,7 +147,7 @@ def _norm(call: Call, middle: list[Candidate], last: Sequence[Candidate] = ()) -
         blocked = "the kernels take rows of at most 8192 elements"
     kernel = Candidate("triton", "one fused pass over the rows each way, with the residual", blocked)
     if call.features.get("row") == "short":
-        why = "rows of fewer than 8 elements cancel in the gradient: the plain formula bears it best"
+        why = "rows of fewer than 16 elements cancel in the gradient: the plain formula bears it best"
         return [Candidate("reference", why), kernel, *middle, *last]
     return [
         kernel,

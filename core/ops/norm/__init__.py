@@ -189,8 +189,8 @@ def _norm(
 def _sizes(x: Tensor) -> dict[str, str]:
     """Sizes in words: torch.compile, for which they may be symbols, takes these for constants."""
     d = x.shape[-1]
-    row = "short" if d < 8 else "long" if d > 8192 else "usual"
-    rows = "few" if x.numel() <= 256 * d else "many"
+    row = "short" if d < 16 else "long" if d > 8192 else "usual"
+    rows = "few" if x.numel() <= cpu.few_rows(d) * d else "many"
     size = "small" if x.numel() < 1 << 17 else "large"
     return {"row": row, "rows": rows, "size": size}
 
