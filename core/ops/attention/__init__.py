@@ -71,8 +71,8 @@ def attention(
         scale = q.shape[-1] ** -0.5
     choice = _choose(q, k, bias, mask, post_scale, kind, dropout_p)
     if q.numel() == 0 or k.shape[1] == 0:
-        # Nothing to attend to: zeros that stay in the graph.
-        return q * 0.0 if k.shape[1] == 0 else q.clone()
+        # Nothing to attend to: zeros, with a (zero) gradient like any other result.
+        return q.masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)
     if choice.backend == "torch":
         learned = bias is not None and torch.is_grad_enabled() and bias.requires_grad
         # A bias that merely could require grad would cost the fast path even without a backward.

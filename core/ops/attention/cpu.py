@@ -51,15 +51,17 @@ class Scores:
         self.nk, self.causal = k.shape[1], causal
         self.shape = (self.batch, self.heads, self.nq, self.nk)
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.q = self.by_head(q) * scale  # [B, H, Nq, D]
+        self.q = self.by_head(q, scale)  # [B, H, Nq, D]
         self.k = self.by_head(k)  # [B, H, Nk, D]
         self.bias = None if bias is None else bias.expand(self.shape)
         self.hidden = None if mask is None else (~mask).expand(self.shape)
 
-    def by_head(self, x: Tensor) -> Tensor:
+    def by_head(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """Lay out `[B, N, Hk, D]` as contiguous `[B, H, N, D]` to accumulate in, key heads repeated."""
         x = x.transpose(1, 2).to(self.dtype)
-        return x.repeat_interleave(self.heads // x.shape[1], dim=1).contiguous()
+        if x.shape[1] != self.heads:
+            x = x.repeat_interleave(self.heads // x.shape[1], dim=1)
+        return torch.mul(x, scale, out=torch.empty(x.shape, dtype=self.dtype))
 
     def parts(self) -> list[Part]:
         """Share the work out by heads, or by batches where these are more: parts write to no common place."""
@@ -221,7 +223,7 @@ def backward(
     scores = Scores(q, k, bias, mask, causal, scale)
     parts = scores.parts()
     value, grad_out = scores.by_head(v), scores.by_head(grad)
-    delta = (grad_out * scores.by_head(out)).sum(-1, keepdim=True)  # [B, H, Nq, 1]
+    delta = (grad.to(scores.dtype) * out).sum(-1).transpose(1, 2).unsqueeze(-1)  # [B, H, Nq, 1]
     rows = torch.full_like(delta, math.log(scores.nk)) if sigmoid else lse.unsqueeze(-1).to(scores.dtype)
     dq, dk, dv = (torch.zeros_like(x) for x in (scores.q, scores.k, value))
     post = None if post_scale is None else post_scale.expand(scores.shape)

@@ -31,7 +31,7 @@ def _config(kernel: str, call: Call) -> Config:
         return INTERPRETED
     major, _ = torch.cuda.get_device_capability(call.q.device)
     if kernel == "forward" and call.shape[2] <= SHORT:
-        kernel = "forward short"
+        kernel = "short"
     bits = 32 if call.q.dtype == torch.float32 else 16
     load = "heavy" if call.mask is not None or call.dropout_p else "light"
     return CONFIGS[kernel, 90 if major >= 9 else 80, bits, load][_padded(call.q.shape[-1])]
@@ -238,7 +238,7 @@ def aot_variants() -> Iterator[Variant]:
 def variant(kernel: str, arch: int, dtype: str, dim: int, load: str, features: str, aligned: bool) -> Variant:
     """One kernel as a row of the table launches it."""
     config = CONFIGS[kernel, arch, 32 if dtype == "fp32" else 16, load][dim]
-    name = f"{kernel.removesuffix(' short')}_kernel"
+    name = f"{kernel.replace('short', 'forward')}_kernel"
     on = _FEATURES[load][features]
     constants: dict[str, bool | int] = {flag: flag in on for flag in _FLAGS}
     constants |= {"D": dim, "BLOCK_D": dim, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}

@@ -1,8 +1,18 @@
-"""How the kernels of attention are launched: the shipped table."""
+"""How the kernels of attention are launched: the shipped table.
+
+A row belongs to a kernel, an architecture, the bits of the dtype and the load: "light" calls have no mask and
+no dropout, "heavy" ones do. Its entries are (block of queries, block of keys, warps, stages) for the padded
+head dims 16, 32, 64, 128 and (half precision only) 256. Up to SHORT queries the forward takes the "short"
+rows, whose blocks waste less of a window. Each entry is the first of those tried, largest first, that spills
+no registers: "heavy" tiles hold more.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+HEAD_DIMS = (16, 32, 64, 128, 256)
+SHORT = 64
 
 
 class Config(NamedTuple):
@@ -14,11 +24,51 @@ class Config(NamedTuple):
     stages: int
 
 
-SHORT = 64
+def _row(*entries: tuple[int, int, int, int]) -> dict[int, Config]:
+    return {dim: Config(*entry) for dim, entry in zip(HEAD_DIMS, entries, strict=False)}
+
+
+# fmt: off
 CONFIGS: dict[tuple[str, int, int, str], dict[int, Config]] = {
-    (kernel, arch, bits, load): {d: Config(32, 32, 4, 1) for d in (16, 32, 64, 128, 256)}
-    for kernel in ("forward", "forward short", "key", "query", "extra")
-    for arch in (90, 80)
-    for bits in (16, 32)
-    for load in ("light", "heavy")
+    ("forward", 90, 16, "light"): _row((128,64,8,2), (128,64,8,2), (128,64,8,3), (64,32,4,2), (64,32,8,2)),
+    ("forward", 80, 16, "light"): _row((128,64,8,2), (64,64,8,2), (128,64,8,3), (64,64,8,2), (64,32,8,2)),
+    ("forward", 90, 16, "heavy"): _row((64,32,4,2), (64,32,4,2), (128,64,8,3), (64,32,8,2), (32,32,8,1)),
+    ("forward", 80, 16, "heavy"): _row((64,32,4,2), (64,32,4,2), (128,64,8,3), (64,32,8,2), (32,32,8,1)),
+    ("short", 90, 16, "light"): _row((64,64,4,2), (64,64,8,2), (64,64,4,2), (64,32,4,2), (64,32,8,2)),
+    ("short", 80, 16, "light"): _row((64,64,4,2), (64,64,8,2), (64,64,4,2), (64,64,8,2), (64,32,8,2)),
+    ("short", 90, 16, "heavy"): _row((64,32,4,2), (64,32,4,2), (64,64,8,2), (64,32,8,2), (32,32,8,1)),
+    ("short", 80, 16, "heavy"): _row((64,32,4,2), (64,32,4,2), (64,64,8,2), (64,32,8,2), (32,32,8,1)),
+    ("key", 90, 16, "light"): _row((64,64,4,2), (64,64,8,2), (64,64,8,2), (32,64,8,2), (32,32,8,1)),
+    ("key", 80, 16, "light"): _row((64,64,8,2), (32,64,4,2), (32,64,8,1), (32,64,8,2), (32,32,8,1)),
+    ("key", 90, 16, "heavy"): _row((32,64,8,2), (32,64,8,1), (32,32,4,1), (32,32,8,1), (16,16,16,1)),
+    ("key", 80, 16, "heavy"): _row((32,64,8,2), (32,64,8,2), (32,32,8,1), (32,32,8,1), (16,16,8,1)),
+    ("query", 90, 16, "light"): _row((64,64,4,2), (64,64,4,2), (64,64,4,2), (64,64,8,2), (64,32,8,2)),
+    ("query", 80, 16, "light"): _row((64,64,4,2), (64,64,8,2), (64,64,8,2), (64,64,8,2), (64,32,8,2)),
+    ("query", 90, 16, "heavy"): _row((64,32,4,2), (64,32,4,2), (64,32,8,2), (32,32,8,1), (32,32,8,1)),
+    ("query", 80, 16, "heavy"): _row((64,32,4,2), (64,32,8,2), (64,32,8,2), (32,32,8,1), (32,32,8,1)),
+    ("extra", 90, 16, "light"): _row((64,64,4,2), (64,64,4,2), (64,64,4,2), (64,64,8,2), (64,32,8,2)),
+    ("extra", 80, 16, "light"): _row((64,64,4,2), (64,64,4,2), (64,64,8,1), (64,32,8,2), (32,16,8,1)),
+    ("extra", 90, 16, "heavy"): _row((64,32,8,2), (64,32,8,2), (64,64,8,2), (64,32,8,2), (64,32,8,2)),
+    ("extra", 80, 16, "heavy"): _row((64,32,8,2), (64,32,8,2), (64,32,8,2), (64,32,8,1), (32,16,8,1)),
+    ("forward", 90, 32, "light"): _row((64,32,8,1), (64,32,4,1), (32,32,8,1), (16,16,4,1)),
+    ("forward", 80, 32, "light"): _row((64,32,4,1), (64,32,4,1), (32,32,4,1), (32,16,4,1)),
+    ("forward", 90, 32, "heavy"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (16,16,4,1)),
+    ("forward", 80, 32, "heavy"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (32,32,8,1)),
+    ("short", 90, 32, "light"): _row((64,32,8,1), (64,32,4,1), (32,32,8,1), (16,16,4,1)),
+    ("short", 80, 32, "light"): _row((64,32,4,1), (64,32,4,1), (32,32,4,1), (32,16,4,1)),
+    ("short", 90, 32, "heavy"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (16,16,4,1)),
+    ("short", 80, 32, "heavy"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (32,32,8,1)),
+    ("key", 90, 32, "light"): _row((32,16,4,1), (32,32,4,1), (32,32,8,1), (16,16,8,1)),
+    ("key", 80, 32, "light"): _row((32,32,8,1), (64,32,8,1), (32,32,8,1), (16,16,8,1)),
+    ("key", 90, 32, "heavy"): _row((64,32,8,1), (32,32,8,1), (32,32,8,1), (16,16,8,1)),
+    ("key", 80, 32, "heavy"): _row((64,32,8,1), (32,32,8,1), (16,16,4,1), (16,16,8,1)),
+    ("query", 90, 32, "light"): _row((32,32,4,1), (64,32,4,1), (32,32,8,1), (16,16,8,1)),
+    ("query", 80, 32, "light"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (16,16,4,2)),
+    ("query", 90, 32, "heavy"): _row((64,32,8,1), (32,32,8,1), (16,16,4,1), (16,16,4,2)),
+    ("query", 80, 32, "heavy"): _row((64,32,8,1), (32,16,4,1), (16,16,4,1), (16,16,8,1)),
+    ("extra", 90, 32, "light"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (16,16,8,1)),
+    ("extra", 80, 32, "light"): _row((64,32,8,1), (64,32,8,1), (32,32,8,1), (16,16,8,1)),
+    ("extra", 90, 32, "heavy"): _row((64,32,8,1), (32,32,8,1), (16,16,4,1), (16,16,8,1)),
+    ("extra", 80, 32, "heavy"): _row((64,32,8,1), (32,32,8,1), (16,16,4,1), (16,16,8,1)),
 }
+# fmt: on

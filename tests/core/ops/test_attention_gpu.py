@@ -53,6 +53,8 @@ def test_float64_rule(name, dtype, attention_case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [16, 32, 64, 128, 256])
 def test_every_row_of_the_table(dim, dtype, attention_case):
+    if dim == 256 and dtype == torch.float32:
+        pytest.skip("float32 stops at 128")
     for n in (49, 197):  # the short rows and the others
         for options in ({}, {"mask": (2, 1, 1, n), "post": (2, n, n)}):
             case = attention_case(n, n, dim=dim, bias=(2, n, n), dtype=dtype, device="cuda", **options)
