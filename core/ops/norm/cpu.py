@@ -100,7 +100,10 @@ def backward(
         block = slice(start, start + size)
         share = shares[i] if affine else None
         part = _block(grad[block].float(), rows[block].float(), stats[:, block], scale, kind, share)
-        out[block] = part if direct is None else part.add_(direct[block])
+        if direct is None:
+            out[block] = part
+        else:
+            torch.add(part, direct[block], out=out[block])
     return out.view(z.shape), shares.sum(0) if affine else shares[:, 0]
 
 
