@@ -90,7 +90,11 @@ def closure(function: Function, rows: int, d: int, backward: bool, cuda: bool) -
     for tensor in inputs:
         tensor.requires_grad_()
     cotangents = [draw(cuda, rows, d) for _ in range(2)]
-    return lambda: torch.autograd.grad(function(*inputs), inputs, cotangents, allow_unused=True) and None
+
+    def both() -> None:
+        torch.autograd.grad(function(*inputs), inputs, cotangents, allow_unused=True)
+
+    return both
 
 
 def draw(cuda: bool, *shape: int) -> Tensor:
