@@ -17,19 +17,21 @@ from torch import Tensor
 
 from manyheads.core import parallel
 
-# Elements of a block of scores; two such float32 blocks (weights and their gradients) fit a core.
+# Elements of a block of scores; two such float32 blocks (weights and their gradients) fit it.
 BLOCK = 192 * 1024
 # Below this many scores, starting threads costs more than they save.
 SMALL = 256 * 1024
 
 
-class Chunk(NamedTuple):
-    """A block of the score matrix: whole batches, heads of one, or rows of one head; and the keys seen."""
+class Group(NamedTuple):
+    """Heads of one batch, or whole batches: what a block of the score matrix is taken from."""
 
     batch: slice
     heads: slice
-    rows: slice
-    keys: slice
+
+    def of(self, x: Tensor) -> Tensor:
+        """View the group's share of `[B, H, ...]` as `[G, ...]` (what is broadcast over batches is copied)."""
+        return x[self.batch, self.heads].reshape(-1, *x.shape[2:])
 
 
 class Part(NamedTuple):
@@ -84,59 +86,61 @@ class Scores:
         b = min(len(batches), max(1, BLOCK // (h * r * self.nk))) if h == self.heads else 1
         return b, h, r
 
-    def chunks(self, part: Part) -> Iterator[Chunk]:
-        """Cut a part into blocks, in a fixed order; a causal block stops at the last key it sees."""
-        batch, heads, rows = self._sizes(part.batch, part.heads)
+    def groups(self, part: Part) -> Iterator[Group]:
+        """Cut a part into groups, in a fixed order; a group has several batches only with all their heads."""
+        batch, heads, _ = self._sizes(part.batch, part.heads)
         for b in range(part.batch.start, part.batch.stop, batch):
             for h in range(part.heads.start, part.heads.stop, heads):
-                for r in range(0, self.nq, rows):
-                    end = min(r + rows, self.nq)
-                    keys = max(0, end + self.nk - self.nq) if self.causal else self.nk
-                    if keys:
-                        yield Chunk(
-                            slice(b, min(b + batch, part.batch.stop)),
-                            slice(h, min(h + heads, part.heads.stop)),
-                            slice(r, end),
-                            slice(0, keys),
-                        )
+                ends = min(b + batch, part.batch.stop), min(h + heads, part.heads.stop)
+                yield Group(slice(b, ends[0]), slice(h, ends[1]))
 
-    def buffer(self, part: Part, chunk: Chunk, which: int) -> Tensor:
-        """A block-shaped view of a part's scratch memory."""
-        shape = [each.stop - each.start for each in chunk]
-        return part.space[which][: math.prod(shape)].view(shape)
+    def blocks(self, part: Part) -> Iterator[tuple[slice, slice]]:
+        """Cut a group's matrix into rows, in a fixed order, and the keys that they see if causal."""
+        rows = self._sizes(part.batch, part.heads)[2]
+        for r in range(0, self.nq, rows):
+            end = min(r + rows, self.nq)
+            keys = max(0, end + self.nk - self.nq) if self.causal else self.nk
+            if keys:
+                yield slice(r, end), slice(0, keys)
 
-    def block(self, part: Part, chunk: Chunk, minus: Tensor | None = None) -> Tensor:
-        """Scores of a block, less `minus` `[B, H, Nq, 1]`; in scratch memory 0."""
-        out = self.buffer(part, chunk, 0)
-        rows = None if minus is None else minus[chunk[:3]]
-        if self.bias is None:
-            torch.bmm(flat(self.q[chunk[:3]]), self._keys(chunk), out=flat(out))
-            if rows is not None:
-                out.sub_(rows)
+    def block(self, out: Tensor, q: Tensor, k: Tensor, extras: Extras, r: slice, c: slice) -> Tensor:
+        """Write the scores of a block into `out` `[G, R, C]`, less `extras.minus` of each row."""
+        minus = None if extras.minus is None else extras.minus[:, r]
+        if extras.bias is None:
+            torch.bmm(q, k.transpose(1, 2), out=out)
+            if minus is not None:
+                out.sub_(minus)
         else:
             # The bias is the product's initial value: one pass instead of two.
-            if rows is None:
-                out.copy_(self.bias[chunk])
+            if minus is None:
+                out.copy_(extras.bias[:, r, c])
             else:
-                torch.sub(self.bias[chunk], rows, out=out)
-            flat(out).baddbmm_(flat(self.q[chunk[:3]]), self._keys(chunk))
-        return self._hide(out, chunk)
-
-    def _keys(self, chunk: Chunk) -> Tensor:
-        return flat(self.k[chunk.batch, chunk.heads, chunk.keys]).transpose(1, 2)
-
-    def _hide(self, out: Tensor, chunk: Chunk) -> Tensor:
-        if self.hidden is not None:
-            out.masked_fill_(self.hidden[chunk], -math.inf)
+                torch.sub(extras.bias[:, r, c], minus, out=out)
+            out.baddbmm_(q, k.transpose(1, 2))
+        if extras.hidden is not None:
+            out.masked_fill_(extras.hidden[:, r, c], -math.inf)
         if self.causal:
-            first = chunk.rows.start + self.nk - self.nq + 1
-            out.masked_fill_(torch.ones(out.shape[2:], dtype=torch.bool).triu_(first), -math.inf)
+            first = r.start + self.nk - self.nq + 1
+            out.masked_fill_(torch.ones(out.shape[1:], dtype=torch.bool).triu_(first), -math.inf)
         return out
 
+    def extras(self, group: Group, minus: Tensor | None = None) -> Extras:
+        """A group's share of the bias and the mask, and of what is taken from each row `[B, H, Nq, 1]`."""
+        return Extras(*(None if x is None else group.of(x) for x in (self.bias, self.hidden, minus)))
 
-def flat(x: Tensor) -> Tensor:
-    """View `[B, H, ...]` as `[B H, ...]`; a chunk has several batches only with all their heads."""
-    return x.view(-1, *x.shape[2:])
+
+class Extras(NamedTuple):
+    """What goes into a group's scores besides the product."""
+
+    bias: Tensor | None
+    hidden: Tensor | None
+    minus: Tensor | None
+
+
+def shaped(space: Tensor, groups: int, r: slice, c: slice) -> Tensor:
+    """A view `[G, R, C]` of scratch memory."""
+    rows, keys = r.stop - r.start, c.stop
+    return space[: groups * rows * keys].view(groups, rows, keys)
 
 
 def forward(
@@ -161,16 +165,19 @@ def forward(
     lse = scores.q.new_zeros(out.shape[:3])
 
     def work(part: Part) -> None:
-        for chunk in scores.chunks(part):
-            weights = scores.block(part, chunk)
-            if sigmoid:
-                weights.sub_(math.log(scores.nk)).sigmoid_()
-            else:
-                lse[chunk[:3]] = _normalise(weights)
-            if post is not None:
-                weights.mul_(post[chunk])
-            seen = flat(value[chunk.batch, chunk.heads, chunk.keys])
-            torch.bmm(flat(weights), seen, out=flat(out[chunk[:3]]))
+        for group in scores.groups(part):
+            query, key, val, result, sums = (group.of(x) for x in (scores.q, scores.k, value, out, lse))
+            extras, scale_after = scores.extras(group), None if post is None else group.of(post)
+            for r, c in scores.blocks(part):
+                weights = shaped(part.space[0], len(query), r, c)
+                scores.block(weights, query[:, r], key[:, c], extras, r, c)
+                if sigmoid:
+                    weights.sub_(math.log(scores.nk)).sigmoid_()
+                else:
+                    sums[:, r] = _normalise(weights)
+                if scale_after is not None:
+                    weights.mul_(scale_after[:, r, c])
+                torch.bmm(weights, val[:, c], out=result[:, r])
 
     parallel.run([partial(work, part) for part in scores.parts()])
     return out.transpose(1, 2).to(q.dtype).contiguous(), lse
@@ -231,29 +238,30 @@ def backward(
     dpost = Reduced(post_scale, scores, parts) if needs_post_scale and post_scale is not None else None
 
     def work(part: Part) -> None:
-        for chunk in scores.chunks(part):
-            weights = scores.block(part, chunk, minus=rows)
-            weights = weights.sigmoid_() if sigmoid else weights.exp_()
-            seen = (chunk.batch, chunk.heads, chunk.keys)
-            do = flat(grad_out[chunk[:3]])
-            dw = scores.buffer(part, chunk, 1)
-            torch.bmm(do, flat(value[seen]).transpose(1, 2), out=flat(dw))
-            applied = weights
-            if dpost is not None:
-                dpost.add(part, chunk, torch.mul(weights, dw, out=scores.buffer(part, chunk, 2)))
-            if post is not None:
-                applied = torch.mul(weights, post[chunk], out=scores.buffer(part, chunk, 2))
-                dw.mul_(post[chunk])
-            flat(dv[seen]).baddbmm_(flat(applied).transpose(1, 2), do)
-            if sigmoid:
-                dw.addcmul_(dw, weights, value=-1)
-            else:
-                dw.sub_(delta[chunk[:3]])
-            ds = torch.mul(weights, dw, out=dw if dbias is None else dbias.target(chunk, dw))
-            if dbias is not None and ds is dw:
-                dbias.add(part, chunk, ds)
-            torch.bmm(flat(ds), flat(scores.k[seen]), out=flat(dq[chunk[:3]]))
-            flat(dk[seen]).baddbmm_(flat(ds).transpose(1, 2), flat(scores.q[chunk[:3]]))
+        for group in scores.groups(part):
+            query, key, val, do = (group.of(x) for x in (scores.q, scores.k, value, grad_out))
+            row_delta, gq, gk, gv = (group.of(x) for x in (delta, dq, dk, dv))
+            extras, scale_after = scores.extras(group, rows), None if post is None else group.of(post)
+            for r, c in scores.blocks(part):
+                weights, dw, other = (shaped(space, len(query), r, c) for space in part.space)
+                scores.block(weights, query[:, r], key[:, c], extras, r, c)
+                applied = weights.sigmoid_() if sigmoid else weights.exp_()
+                torch.bmm(do[:, r], val[:, c].transpose(1, 2), out=dw)
+                if dpost is not None:
+                    dpost.add(part, group, r, c, torch.mul(weights, dw, out=other))
+                if scale_after is not None:
+                    applied = torch.mul(weights, scale_after[:, r, c], out=other)
+                    dw.mul_(scale_after[:, r, c])
+                gv[:, c].baddbmm_(applied.transpose(1, 2), do[:, r])
+                if sigmoid:
+                    dw.addcmul_(dw, weights, value=-1)
+                else:
+                    dw.sub_(row_delta[:, r])
+                ds = torch.mul(weights, dw, out=dw if dbias is None else dbias.target(group, r, c, dw))
+                if dbias is not None and ds is dw:
+                    dbias.add(part, group, r, c, ds)
+                torch.bmm(ds, key[:, c], out=gq[:, r])
+                gk[:, c].baddbmm_(ds.transpose(1, 2), query[:, r])
 
     parallel.run([partial(work, part) for part in parts])
     dq.mul_(scale)
@@ -281,14 +289,15 @@ class Reduced:
         shared = len(parts) > 1 and shape[0 if parts[0].heads == range(scores.heads) else 1] == 1
         self.sums = [make(shape, dtype=scores.dtype) for _ in (parts if shared else parts[:1])]
 
-    def target(self, chunk: Chunk, other: Tensor) -> Tensor:
+    def target(self, group: Group, r: slice, c: slice, other: Tensor) -> Tensor:
         """Where to write a block's gradient: into the result itself if nothing is broadcast, else `other`."""
-        return self.sums[0][chunk] if self.full else other
+        return group.of(self.sums[0])[:, r, c] if self.full else other
 
-    def add(self, part: Part, chunk: Chunk, block: Tensor) -> None:
-        """Add a block's gradient, summed over the dimensions that are broadcast."""
-        where = tuple(slice(0, 1) if i in self.broadcast else each for i, each in enumerate(chunk))
+    def add(self, part: Part, group: Group, r: slice, c: slice, block: Tensor) -> None:
+        """Add a block's gradient `[G, R, C]`, summed over the dimensions that are broadcast."""
+        where = tuple(slice(0, 1) if i in self.broadcast else x for i, x in enumerate((*group, r, c)))
         target = self.sums[part.number % len(self.sums)][where]
+        block = block.view(-1, group.heads.stop - group.heads.start, *block.shape[1:])  # [B, H, R, C]
         if self.full:
             target.copy_(block)
         else:

@@ -11,10 +11,10 @@ import torch
 import triton as tr
 from torch import Tensor
 
-from manyheads.core.aot import Variant
+from manyheads.core.aot import ARCHITECTURES, Variant
 from manyheads.core.dispatch import interpreting
 from manyheads.core.ops.attention import triton_kernels as kernels
-from manyheads.core.ops.attention.triton_configs import CONFIGS, SHORT, Config
+from manyheads.core.ops.attention.triton_configs import CONFIGS, HEAD_DIMS, SHORT, Config
 
 LOG2E = 1.4426950408889634
 # Partial sums of a bias gradient: enough programs to fill a GPU of 132 processors twice.
@@ -210,9 +210,9 @@ def _extra(
 
 _MODULE = "manyheads.core.ops.attention.triton_kernels"
 _FLAGS = ("HAS_BIAS", "HAS_MASK", "HAS_POST", "SIGMOID", "CAUSAL", "DROPOUT")
-# What calls look like that reach these kernels, by the load they are tuned for.
+# What calls look like that reach these kernels, by the load they are tuned for; "row" is a bias of the keys alone.
 _FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
-    "light": {"bias": ("HAS_BIAS",), "sigmoid": ("SIGMOID",), "post": ("HAS_POST",)},
+    "light": {"bias": ("HAS_BIAS",), "sigmoid": ("SIGMOID",), "post": ("HAS_POST",), "row": ("HAS_BIAS",)},
     "heavy": {
         "bias+mask": ("HAS_BIAS", "HAS_MASK"),
         "all": ("HAS_BIAS", "HAS_MASK", "HAS_POST", "CAUSAL", "DROPOUT"),
@@ -229,10 +229,29 @@ def aot_variants() -> Iterator[Variant]:
 
     The quick gate takes a bias in float16 at head dims 64 and 128 and in float32 at 64; the rest is slow.
     """
+    seen = set()  # a "short" row may be the same as the plain one
     for (kernel, arch, bits, load), dims in CONFIGS.items():
         dtypes = ("fp32",) if bits == 32 else ("fp16", "bf16")
         for dim, dtype, features, aligned in product(dims, dtypes, _FEATURES[load], (True, False)):
-            yield variant(kernel, arch, dtype, dim, load, features, aligned)
+            made = variant(kernel, arch, dtype, dim, load, features, aligned)
+            if (features != "row" or kernel == "extra") and str(made) not in seen:
+                seen.add(str(made))
+                yield made
+    for arch, dim in product(ARCHITECTURES, HEAD_DIMS):
+        yield _delta_variant(arch, dim)
+
+
+def _delta_variant(arch: int, dim: int) -> Variant:
+    names = [p.name for p in kernels.delta_kernel.params]
+    return Variant(
+        kernel=f"{_MODULE}:delta_kernel",
+        signature=dict.fromkeys(names, "i32") | {"Grad": "*bf16", "Out": "*bf16", "Delta": "*fp32"},
+        constants={"D": dim, "BLOCK_D": dim, "BLOCK_M": 64},
+        arch=arch,
+        label=f"bf16 D{dim}",
+        divisible=tuple(n for n in names if n.startswith("stride")),
+        slow=dim != 64,
+    )
 
 
 def variant(kernel: str, arch: int, dtype: str, dim: int, load: str, features: str, aligned: bool) -> Variant:
@@ -243,7 +262,7 @@ def variant(kernel: str, arch: int, dtype: str, dim: int, load: str, features: s
     constants: dict[str, bool | int] = {flag: flag in on for flag in _FLAGS}
     constants |= {"D": dim, "BLOCK_D": dim, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     if kernel == "extra":
-        constants |= {"OF_POST": features == "post", "ONE_ROW": False, "ONE_COLUMN": False}
+        constants |= {"OF_POST": features == "post", "ONE_ROW": features == "row", "ONE_COLUMN": False}
     # Triton makes constants of strides that are 1; the last stride of a whole bias, mask or scale is.
     constants |= {"stride_bn": 1, "stride_mn": 1, "stride_pn": 1}
     names = [p.name for p in getattr(kernels, name).params]
