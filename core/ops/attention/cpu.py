@@ -30,7 +30,7 @@ class Group(NamedTuple):
     heads: slice
 
     def of(self, x: Tensor) -> Tensor:
-        """View the group's share of `[B, H, ...]` as `[G, ...]` (what is broadcast over batches is copied)."""
+        """View the share of `[B, H, ...]` as `[G, ...]` (what is broadcast over several batches is copied)."""
         return x[self.batch, self.heads].reshape(-1, *x.shape[2:])
 
 

@@ -210,7 +210,7 @@ def _extra(
 
 _MODULE = "manyheads.core.ops.attention.triton_kernels"
 _FLAGS = ("HAS_BIAS", "HAS_MASK", "HAS_POST", "SIGMOID", "CAUSAL", "DROPOUT")
-# What calls look like that reach these kernels, by the load they are tuned for; "row" is a bias of the keys alone.
+# What calls look like that reach these kernels, by the load they are tuned for ("row": a bias of the keys).
 _FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "light": {"bias": ("HAS_BIAS",), "sigmoid": ("SIGMOID",), "post": ("HAS_POST",), "row": ("HAS_BIAS",)},
     "heavy": {
