@@ -126,6 +126,12 @@ def build_trainer(
 class CLI(LightningCLI):
     """The parser and the instances of one call; `run` below acts on them."""
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take a seed, always a number: a saved config must repeat its run."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of weights, dropout and window order."
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run folder needs, and link the sizes that task and data share."""
         add = parser.add_argument
@@ -142,7 +148,7 @@ class CLI(LightningCLI):
         )
         for name in ("seq_len", "pred_len"):
             parser.link_arguments(f"data.{name}", f"model.{name}")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
         """Parse what the dispatcher hands over, whatever this process was started with."""
@@ -171,7 +177,6 @@ def make_cli(domain: str, action: str, args: Sequence[str]) -> CLI:
             data,
             save_config_callback=None,
             trainer_class=build_trainer,
-            seed_everything_default=0,
             parser_kwargs=parser_options,
             args=list(args),
             run=False,
@@ -234,6 +239,8 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
         UsageError: The folder holds a run and neither --ckpt_path nor --overwrite was given.
     """
     resume = checkpoint_path(cli, None)
+    if resume is not None:
+        load_weights(cli.model, resume)  # refuses another model's before anything is written
     if resume is None and (folder / LAST).exists():
         if not cli.config["overwrite"]:
             raise UsageError(

@@ -83,6 +83,35 @@ def test_a_saved_config_repeats_the_run(config: Path, tmp_path: Path) -> None:
     assert sha256(first / "model/model.safetensors") == sha256(second / "model/model.safetensors")
 
 
+def test_a_long_file_with_gaps_is_refused_or_masked_as_asked(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = pd.read_csv(tmp_path / "hours.csv")
+    long = wide.melt("date", var_name="unique_id", value_name="y").rename(columns={"date": "ds"})
+    long.loc[[100, 101, 700, 1500], "y"] = np.nan
+    long.to_parquet(tmp_path / "long.parquet")
+    run = tmp_path / "run"
+    args = (
+        "timeseries",
+        "fit",
+        "--config",
+        config,
+        "--output",
+        run,
+        "--data.dataset",
+        tmp_path / "long.parquet",
+    )
+    assert call(*args) == 1
+    assert "missing value" in (error := capsys.readouterr().err)
+    assert "row" in error
+    assert call(*args, "--data.missing", "mask") == 0
+    assert call("predict", run / "model", tmp_path / "long.parquet", "-o", tmp_path / "out", "--quiet") == 0
+    rows = pd.concat([pd.read_parquet(part) for part in (tmp_path / "out").glob("part-*.parquet")])
+    assert sorted(rows["unique_id"].unique()) == ["a", "b", "c"]
+    assert rows["yhat"].notna().all()
+    assert rows["yhat"].abs().max() < 3
+
+
 def test_a_second_fit_needs_a_word(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     args = ("timeseries", "fit", "--config", config, "--output", run, "--trainer.max_epochs", 1)
@@ -126,8 +155,9 @@ def test_another_models_checkpoint_is_refused(
     assert call("timeseries", "fit", "--config", config, "--output", run, "--trainer.max_epochs", 1) == 0
     capsys.readouterr()
     args = ("--config", config, "--output", run, "--model.arguments.d_model", 32)
-    assert call("timeseries", "test", *args) == 2
-    assert "does not fit" in capsys.readouterr().err
+    for action in (("test",), ("fit", "--ckpt_path", run / "last.ckpt")):
+        assert call("timeseries", *action, *args) == 2
+        assert "does not fit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["nowhere.ckpt", "https://example.org/last.ckpt"])
