@@ -30,17 +30,46 @@ class Group(NamedTuple):
     heads: slice
 
     def of(self, x: Tensor) -> Tensor:
-        """View the share of `[B, H, ...]` as `[G, ...]` (what is broadcast over several batches is copied)."""
+        """View the share of `[B, H, ...]` as `[G, ...]` (a copy where that is broadcast over batches)."""
         return x[self.batch, self.heads].reshape(-1, *x.shape[2:])
 
 
 class Part(NamedTuple):
-    """What one thread works on: batches and heads, and its scratch memory."""
+    """What one thread works on: some batches, and some key heads with the query heads that share them."""
 
     number: int
-    batch: range
-    heads: range
-    space: list[Tensor]
+    batch: slice
+    heads: slice
+    key_heads: slice
+
+    def tokens(self, x: Tensor, keys: bool = False) -> Tensor:
+        """The part of queries `[B, N, H, D]`, or of keys."""
+        return x[self.batch, :, self.key_heads if keys else self.heads]
+
+    def extra(self, x: Tensor | None) -> Tensor | None:
+        """The part of what broadcasts to `[B, H, Nq, Nk]`, in four dimensions."""
+        if x is None:
+            return None
+        x = x.view((1,) * (4 - x.dim()) + x.shape)
+        batch = self.batch if x.shape[0] > 1 else slice(0, 1)
+        return x[batch, self.heads if x.shape[1] > 1 else slice(0, 1)]
+
+
+def cut(shape: tuple[int, int, int, int], key_heads: int) -> list[Part]:
+    """Share the scores out by key heads, or by batches where these are more."""
+    count = 1 if math.prod(shape) < SMALL else parallel.workers()
+    batch, heads = shape[:2]
+    group = heads // key_heads
+    by_heads = key_heads >= min(count, batch)
+    total = key_heads if by_heads else batch
+    ends = [total * i // min(count, total) for i in range(min(count, total) + 1)]
+    parts = []
+    for number, (i, j) in enumerate(pairwise(ends)):
+        if by_heads:
+            parts.append(Part(number, slice(0, batch), slice(i * group, j * group), slice(i, j)))
+        else:
+            parts.append(Part(number, slice(i, j), slice(0, heads), slice(0, key_heads)))
+    return parts
 
 
 class Scores:
@@ -65,43 +94,32 @@ class Scores:
             x = x.repeat_interleave(self.heads // x.shape[1], dim=1)
         return torch.mul(x, scale, out=torch.empty(x.shape, dtype=self.dtype))
 
-    def parts(self) -> list[Part]:
-        """Share the work out by heads, or by batches where these are more: parts write to no common place."""
-        count = 1 if math.prod(self.shape) < SMALL else parallel.workers()
-        by_heads = self.heads >= min(count, self.batch)
-        total = self.heads if by_heads else self.batch
-        cuts = [total * i // min(count, total) for i in range(min(count, total) + 1)]
-        found = []
-        for index, (start, end) in enumerate(pairwise(cuts)):
-            batch = range(self.batch) if by_heads else range(start, end)
-            heads = range(start, end) if by_heads else range(self.heads)
-            size = math.prod(self._sizes(batch, heads)) * self.nk
-            found.append(Part(index, batch, heads, [torch.empty(size, dtype=self.dtype) for _ in range(3)]))
-        return found
+    def sizes(self) -> tuple[int, int, int]:
+        """Batches, heads and rows of a block; several batches only with all heads, heads with all rows."""
+        rows = min(self.nq, max(16, BLOCK // self.nk))
+        heads = min(self.heads, max(1, BLOCK // (rows * self.nk))) if rows == self.nq else 1
+        batch = min(self.batch, max(1, BLOCK // (heads * rows * self.nk))) if heads == self.heads else 1
+        return batch, heads, rows
 
-    def _sizes(self, batches: range, heads: range) -> tuple[int, int, int]:
-        """Batches, heads and rows of a block."""
-        r = min(self.nq, max(16, BLOCK // self.nk))
-        h = min(len(heads), max(1, BLOCK // (r * self.nk))) if r == self.nq else 1
-        b = min(len(batches), max(1, BLOCK // (h * r * self.nk))) if h == self.heads else 1
-        return b, h, r
+    def groups(self) -> Iterator[Group]:
+        """Cut into groups, in a fixed order."""
+        batch, heads, _ = self.sizes()
+        for b in range(0, self.batch, batch):
+            for h in range(0, self.heads, heads):
+                yield Group(slice(b, min(b + batch, self.batch)), slice(h, min(h + heads, self.heads)))
 
-    def groups(self, part: Part) -> Iterator[Group]:
-        """Cut a part into groups, in a fixed order; a group has several batches only with all their heads."""
-        batch, heads, _ = self._sizes(part.batch, part.heads)
-        for b in range(part.batch.start, part.batch.stop, batch):
-            for h in range(part.heads.start, part.heads.stop, heads):
-                ends = min(b + batch, part.batch.stop), min(h + heads, part.heads.stop)
-                yield Group(slice(b, ends[0]), slice(h, ends[1]))
-
-    def blocks(self, part: Part) -> Iterator[tuple[slice, slice]]:
-        """Cut a group's matrix into rows, in a fixed order, and the keys that they see if causal."""
-        rows = self._sizes(part.batch, part.heads)[2]
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Cut a group into rows, in a fixed order, and the keys that they see if causal."""
+        rows = self.sizes()[2]
         for r in range(0, self.nq, rows):
             end = min(r + rows, self.nq)
             keys = max(0, end + self.nk - self.nq) if self.causal else self.nk
             if keys:
                 yield slice(r, end), slice(0, keys)
+
+    def scratch(self, count: int) -> list[Tensor]:
+        """Memory for blocks."""
+        return [torch.empty(math.prod(self.sizes()) * self.nk, dtype=self.dtype) for _ in range(count)]
 
     def block(self, out: Tensor, q: Tensor, k: Tensor, extras: Extras, r: slice, c: slice) -> Tensor:
         """Write the scores of a block into `out` `[G, R, C]`, less `extras.minus` of each row."""
@@ -158,29 +176,54 @@ def forward(
     """Return the output `[B, Nq, H, D]` and, for the softmax kind, the rows' log-sum-exp `[B, H, Nq]`."""
     if not (sigmoid or causal) and mask is None and post_scale is None:
         return _flash(q, k, v, bias, scale)
-    scores = Scores(q, k, bias, mask, causal, scale)
-    value = scores.by_head(v)
-    post = None if post_scale is None else post_scale.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    out = torch.zeros_like(scores.q)  # [B, H, Nq, D]; rows that see no key are never visited
-    lse = scores.q.new_zeros(out.shape[:3])
+    out = torch.empty(q.shape, dtype=q.dtype)
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    lse = torch.empty(shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
 
     def work(part: Part) -> None:
-        for group in scores.groups(part):
-            query, key, val, result, sums = (group.of(x) for x in (scores.q, scores.k, value, out, lse))
-            extras, scale_after = scores.extras(group), None if post is None else group.of(post)
-            for r, c in scores.blocks(part):
-                weights = shaped(part.space[0], len(query), r, c)
-                scores.block(weights, query[:, r], key[:, c], extras, r, c)
-                if sigmoid:
-                    weights.sub_(math.log(scores.nk)).sigmoid_()
-                else:
-                    sums[:, r] = _normalise(weights)
-                if scale_after is not None:
-                    weights.mul_(scale_after[:, r, c])
-                torch.bmm(weights, val[:, c], out=result[:, r])
+        inputs = (part.tokens(q), part.tokens(k, keys=True), part.tokens(v, keys=True))
+        extras = (part.extra(bias), part.extra(mask), part.extra(post_scale))
+        outputs = (part.tokens(out), lse[part.batch, part.heads])
+        _forward_part(*inputs, *extras, *outputs, causal, scale, sigmoid)
 
-    parallel.run([partial(work, part) for part in scores.parts()])
-    return out.transpose(1, 2).to(q.dtype).contiguous(), lse
+    parallel.run([partial(work, part) for part in cut(shape, k.shape[2])])
+    return out, lse
+
+
+def _forward_part(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    post_scale: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    sigmoid: bool,
+) -> None:
+    """Write `out` and `lse` of a part."""
+    scores = Scores(q, k, bias, mask, causal, scale)
+    value = scores.by_head(v)
+    post = None if post_scale is None else post_scale.expand(scores.shape)
+    result = torch.zeros_like(scores.q)  # rows that see no key are never visited
+    sums = result.new_zeros(result.shape[:3])
+    (space,) = scores.scratch(1)
+    for group in scores.groups():
+        query, key, val, res, row_sums = (group.of(x) for x in (scores.q, scores.k, value, result, sums))
+        extras, scale_after = scores.extras(group), None if post is None else group.of(post)
+        for r, c in scores.blocks():
+            weights = scores.block(shaped(space, len(query), r, c), query[:, r], key[:, c], extras, r, c)
+            if sigmoid:
+                weights.sub_(math.log(scores.nk)).sigmoid_()
+            else:
+                row_sums[:, r] = _normalise(weights)
+            if scale_after is not None:
+                weights.mul_(scale_after[:, r, c])
+            torch.bmm(weights, val[:, c], out=res[:, r])
+    out.copy_(result.transpose(1, 2))
+    lse.copy_(sums)
 
 
 def _normalise(scores: Tensor) -> Tensor:
@@ -227,81 +270,116 @@ def backward(
     needs_post_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of q, k, v, and of bias and post_scale where needed; derivation in README.md."""
-    scores = Scores(q, k, bias, mask, causal, scale)
-    parts = scores.parts()
-    value, grad_out = scores.by_head(v), scores.by_head(grad)
-    delta = (grad.to(scores.dtype) * out).sum(-1).transpose(1, 2).unsqueeze(-1)  # [B, H, Nq, 1]
-    rows = torch.full_like(delta, math.log(scores.nk)) if sigmoid else lse.unsqueeze(-1).to(scores.dtype)
-    dq, dk, dv = (torch.zeros_like(x) for x in (scores.q, scores.k, value))
-    post = None if post_scale is None else post_scale.expand(scores.shape)
-    dbias = Reduced(bias, scores, parts) if needs_bias and bias is not None else None
-    dpost = Reduced(post_scale, scores, parts) if needs_post_scale and post_scale is not None else None
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    parts = cut(shape, k.shape[2])
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    dbias = Reduced(bias, parts, shape[2:], dtype) if needs_bias and bias is not None else None
+    dpost = (
+        Reduced(post_scale, parts, shape[2:], dtype) if needs_post_scale and post_scale is not None else None
+    )
 
     def work(part: Part) -> None:
-        for group in scores.groups(part):
-            query, key, val, do = (group.of(x) for x in (scores.q, scores.k, value, grad_out))
-            row_delta, gq, gk, gv = (group.of(x) for x in (delta, dq, dk, dv))
-            extras, scale_after = scores.extras(group, rows), None if post is None else group.of(post)
-            for r, c in scores.blocks(part):
-                weights, dw, other = (shaped(space, len(query), r, c) for space in part.space)
-                scores.block(weights, query[:, r], key[:, c], extras, r, c)
-                applied = weights.sigmoid_() if sigmoid else weights.exp_()
-                torch.bmm(do[:, r], val[:, c].transpose(1, 2), out=dw)
-                if dpost is not None:
-                    dpost.add(part, group, r, c, torch.mul(weights, dw, out=other))
-                if scale_after is not None:
-                    applied = torch.mul(weights, scale_after[:, r, c], out=other)
-                    dw.mul_(scale_after[:, r, c])
-                gv[:, c].baddbmm_(applied.transpose(1, 2), do[:, r])
-                if sigmoid:
-                    dw.addcmul_(dw, weights, value=-1)
-                else:
-                    dw.sub_(row_delta[:, r])
-                ds = torch.mul(weights, dw, out=dw if dbias is None else dbias.target(group, r, c, dw))
-                if dbias is not None and ds is dw:
-                    dbias.add(part, group, r, c, ds)
-                torch.bmm(ds, key[:, c], out=gq[:, r])
-                gk[:, c].baddbmm_(ds.transpose(1, 2), query[:, r])
+        extras = [part.extra(x) for x in (bias, mask, post_scale)]
+        sums = [None if x is None else x.of(part, causal) for x in (dbias, dpost)]
+        queries = [part.tokens(x) for x in (grad, q, out, dq)]
+        keys = [part.tokens(x, keys=True) for x in (k, v, dk, dv)]
+        _backward_part(queries, keys, extras, sums, lse[part.batch, part.heads], causal, scale, sigmoid)
 
     parallel.run([partial(work, part) for part in parts])
-    dq.mul_(scale)
-    grads = (_by_token(dq, q), _by_token(dk, k), _by_token(dv, v))
-    return *grads, None if dbias is None else dbias.result(), None if dpost is None else dpost.result()
+    return dq, dk, dv, None if dbias is None else dbias.result(), None if dpost is None else dpost.result()
 
 
-def _by_token(x: Tensor, like: Tensor) -> Tensor:
-    """Sum the heads of a group and lay out as `[B, N, Hk, D]` in the input's dtype."""
-    grouped = x.unflatten(1, (like.shape[2], -1)).sum(2) if like.shape[2] != x.shape[1] else x
-    return grouped.transpose(1, 2).to(like.dtype).contiguous()
+def _backward_part(
+    queries: list[Tensor],
+    keys: list[Tensor],
+    extras: list[Tensor | None],
+    sums: list[Sum | None],
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    sigmoid: bool,
+) -> None:
+    """Write the gradients of a part into the last of `queries`, the last two of `keys`, and `sums`."""
+    (grad, q, out, dq), (k, v, dk, dv), (bias, mask, post_scale), (dbias, dpost) = queries, keys, extras, sums
+    scores = Scores(q, k, bias, mask, causal, scale)
+    value, grad_out = scores.by_head(v), scores.by_head(grad)
+    delta = (grad.to(scores.dtype) * out).sum(-1).transpose(1, 2).unsqueeze(-1)  # [B, H, Nq, 1]
+    rows = torch.full_like(delta, math.log(scores.nk)) if sigmoid else lse.unsqueeze(-1)
+    grads = [torch.zeros_like(x) for x in (scores.q, scores.k, value)]
+    post = None if post_scale is None else post_scale.expand(scores.shape)
+    spaces = scores.scratch(3)
+    for group in scores.groups():
+        query, key, val, do = (group.of(x) for x in (scores.q, scores.k, value, grad_out))
+        row_delta, gq, gk, gv = (group.of(x) for x in (delta, *grads))
+        more, scale_after = scores.extras(group, rows), None if post is None else group.of(post)
+        for r, c in scores.blocks():
+            weights, dw, other = (shaped(space, len(query), r, c) for space in spaces)
+            scores.block(weights, query[:, r], key[:, c], more, r, c)
+            applied = weights.sigmoid_() if sigmoid else weights.exp_()
+            torch.bmm(do[:, r], val[:, c].transpose(1, 2), out=dw)
+            if dpost is not None:
+                dpost.add(group, r, c, torch.mul(weights, dw, out=other))
+            if scale_after is not None:
+                applied = torch.mul(weights, scale_after[:, r, c], out=other)
+                dw.mul_(scale_after[:, r, c])
+            gv[:, c].baddbmm_(applied.transpose(1, 2), do[:, r])
+            if sigmoid:
+                dw.addcmul_(dw, weights, value=-1)
+            else:
+                dw.sub_(row_delta[:, r])
+            ds = torch.mul(weights, dw, out=dw if dbias is None else dbias.target(group, r, c, dw))
+            if dbias is not None and ds is dw:
+                dbias.add(group, r, c, ds)
+            torch.bmm(ds, key[:, c], out=gq[:, r])
+            gk[:, c].baddbmm_(ds.transpose(1, 2), query[:, r])
+    grads[0].mul_(scale)
+    for x, found in zip((dq, dk, dv), grads, strict=True):
+        grouped = found if x.shape[2] == scores.heads else found.unflatten(1, (x.shape[2], -1)).sum(2)
+        x.copy_(grouped.transpose(1, 2))
+
+
+class Sum:
+    """A part's share of the gradient of a bias or scale: blocks are added, or written, in a fixed order."""
+
+    def __init__(self, grad: Tensor, full: bool, causal: bool) -> None:
+        self.grad, self.full = grad, full
+        self.broadcast = [i for i, n in enumerate(grad.shape) if n == 1]
+        if causal or not full:  # otherwise every place is written once
+            grad.zero_()
+
+    def target(self, group: Group, r: slice, c: slice, other: Tensor) -> Tensor:
+        """Where to write a block's gradient: into the result itself if it is one block there, or `other`."""
+        if self.full and group.batch.stop - group.batch.start == 1:
+            return self.grad[group.batch.start, group.heads, r, c]
+        return other
+
+    def add(self, group: Group, r: slice, c: slice, block: Tensor) -> None:
+        """Add a block's gradient `[G, R, C]`, summed over the dimensions that are broadcast."""
+        where = tuple(slice(0, 1) if i in self.broadcast else x for i, x in enumerate((*group, r, c)))
+        block = block.view(-1, group.heads.stop - group.heads.start, *block.shape[1:])  # [B, H, R, C]
+        if self.full:
+            self.grad[where].copy_(block)
+        else:
+            self.grad[where].add_(block.sum(self.broadcast, keepdim=True))
 
 
 class Reduced:
-    """The gradient of a tensor that broadcasts over the scores: blocks are summed in a fixed order."""
+    """The gradient of a tensor that broadcasts over the scores; parts that share a place get a sum each."""
 
-    def __init__(self, like: Tensor, scores: Scores, parts: list[Part]) -> None:
-        self.like = like
+    def __init__(self, like: Tensor, parts: list[Part], lengths: tuple[int, int], dtype: torch.dtype) -> None:
+        self.like, self.lengths = like, lengths
         shape = (1,) * (4 - like.dim()) + tuple(like.shape)
-        self.broadcast = [i for i, n in enumerate(shape) if n == 1]
-        self.full = shape == scores.shape
-        # Without a broadcast, blocks are written where they belong; zeros are for what no block covers.
-        make = torch.empty if self.full and not scores.causal else torch.zeros
-        # Parts that would add to the same place get a sum of their own each.
-        shared = len(parts) > 1 and shape[0 if parts[0].heads == range(scores.heads) else 1] == 1
-        self.sums = [make(shape, dtype=scores.dtype) for _ in (parts if shared else parts[:1])]
+        together = [all(getattr(p, d) == getattr(parts[0], d) for p in parts) for d in ("batch", "heads")]
+        shared = any(n == 1 and not same for n, same in zip(shape[:2], together, strict=True))
+        self.sums = [torch.empty(shape, dtype=dtype) for _ in (parts if shared else parts[:1])]
 
-    def target(self, group: Group, r: slice, c: slice, other: Tensor) -> Tensor:
-        """Where to write a block's gradient: into the result itself if nothing is broadcast, else `other`."""
-        return group.of(self.sums[0])[:, r, c] if self.full else other
-
-    def add(self, part: Part, group: Group, r: slice, c: slice, block: Tensor) -> None:
-        """Add a block's gradient `[G, R, C]`, summed over the dimensions that are broadcast."""
-        where = tuple(slice(0, 1) if i in self.broadcast else x for i, x in enumerate((*group, r, c)))
-        target = self.sums[part.number % len(self.sums)][where]
-        block = block.view(-1, group.heads.stop - group.heads.start, *block.shape[1:])  # [B, H, R, C]
-        if self.full:
-            target.copy_(block)
-        else:
-            target.add_(block.sum(self.broadcast, keepdim=True) if self.broadcast else block)
+    def of(self, part: Part, causal: bool) -> Sum:
+        """A part's share."""
+        share = part.extra(self.sums[part.number % len(self.sums)])
+        assert share is not None
+        own = (part.batch.stop - part.batch.start, part.heads.stop - part.heads.start, *self.lengths)
+        return Sum(share, share.shape == own, causal)
 
     def result(self) -> Tensor:
         """The gradient in the shape and dtype of its tensor."""

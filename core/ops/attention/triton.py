@@ -118,7 +118,7 @@ def forward(
     sigmoid: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output `[B, Nq, H, D]` and the log-sum-exp `[B, H, Nq]` (softmax kind only)."""
+    """Return the output `[B, Nq, H, D]` and the log-sum-exp `[B, H, Nq]` in base 2 (softmax kind only)."""
     call = Call(
         _dense(q), _dense(k), _dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p
     )

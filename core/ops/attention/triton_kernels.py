@@ -82,7 +82,7 @@ def weights_of(s, lse, log2_nk, SIGMOID: tl.constexpr):
     """The weights of base-2 scores: from the saved log-sum-exp, or the logistic function."""
     if SIGMOID:
         return 1.0 / (1.0 + tl.exp2(log2_nk - s))
-    return tl.exp2(s - lse * LOG2E)
+    return tl.exp2(s - lse)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -145,7 +145,7 @@ def forward_kernel(
         # 0.
         safe = tl.where(total == 0.0, 1.0, total)
         acc = acc / safe[:, None]
-        lse = tl.where(total == 0.0, 0.0, (top + tl.log2(safe)) * LN2)
+        lse = tl.where(total == 0.0, 0.0, top + tl.log2(safe))
         tl.store(Lse + tl.cast(bh, tl.int64) * Nq + m + i, lse, mask=m + i < Nq)
     out = Out + (b * Nq * H + h) * D
     store_tile(out, m, i, H * D, d, Nq, acc.to(Out.dtype.element_ty), D, BLOCK_D)
