@@ -57,10 +57,10 @@ def baselines(data: LightningDataModule, seed: int) -> dict[str, dict[str, float
     """Measure what a forecaster must beat: repeating yesterday, and one linear map."""
     naive = Forecaster("seasonal_naive", {"season_length": 24}, SEQ_LEN, PRED_LEN)
     seed_everything(seed)
-    linear = Forecaster("dlinear", None, SEQ_LEN, PRED_LEN, learning_rate=5e-3)
+    linear = Forecaster("dlinear", None, SEQ_LEN, PRED_LEN, learning_rate=1e-3)
     return {
         "seasonal_naive": train(naive, data, 0, lines=False),
-        "dlinear": train(linear, data, 5, lines=False),
+        "dlinear": train(linear, data, 10, lines=False),
     }
 
 

@@ -136,6 +136,7 @@ def _write(folder: Path, model: nn.Module, fields: Mapping[str, object], card: s
     content = {**fields, "weights_sha256": files.sha256(folder / WEIGHTS)}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for the owner's eyes only
     config = read_config(folder)  # as it will be read: a tuple is a list now, NaN was refused
     _match(folder, config)
     (folder / CARD).write_text(card or write_card(dataclasses.asdict(config)), encoding="utf-8")

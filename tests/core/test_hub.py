@@ -105,6 +105,10 @@ def test_shared_and_transposed_tensors_are_saved(tmp_path, model):
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
+def test_weights_can_be_read_by_whoever_reads_the_config(folder):
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def test_card_has_name_figures_licence_and_usage(folder):
     card = (folder / "README.md").read_text()
     for words in ("# dlinear", "license: apache-2.0", "| test_mse | 0.3858 |", "| seq_len | 8 |"):
