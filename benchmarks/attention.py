@@ -10,6 +10,7 @@ medians are printed.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -58,10 +59,12 @@ def inference(function: Callable[..., Tensor], *inputs: Tensor) -> Step:
 
 def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
     for turn in range(rounds + 3):  # three to warm up
-        for name, step in steps.items():
+        random.Random(turn).shuffle(order)  # what ran before leaves its mark on caches and memory
+        for name in order:
             start = time.perf_counter()
-            step()
+            steps[name]()
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn >= 3:

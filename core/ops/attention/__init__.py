@@ -18,6 +18,9 @@ from manyheads.core.ops.attention.reference import Kind
 
 __all__ = ["attention", "explain"]
 
+# The CPU path keeps the weights of up to this many scores for the backward (32 MiB in float32).
+KEEP = 8 * 1024 * 1024
+
 
 def attention(
     q: Tensor,
@@ -85,10 +88,11 @@ def attention(
             dropout_p=dropout_p,
         )  # fmt: skip
     seed = torch.randint(2**31 - 1, (1,), device=q.device) if dropout_p else None
-    sigmoid = kind == "sigmoid"
-    return attention_op(
-        q, k, v, bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p, choice.backend
-    )[0]  # fmt: skip
+    # With few scores the backward is faster with the weights at hand than computing them again.
+    keep = choice.backend == "cpu" and torch.is_grad_enabled()
+    keep = keep and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= KEEP
+    options = (causal, scale, kind == "sigmoid", dropout_p, choice.backend, keep)
+    return attention_op(q, k, v, bias, mask, post_scale, seed, *options)[0]
 
 
 def explain(

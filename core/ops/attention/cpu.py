@@ -7,7 +7,7 @@ from the saved log-sum-exp, so no `[B, H, Nq, Nk]` tensor exists except the grad
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 from manyheads.core import parallel
 
 # Elements of a block of scores; two such float32 blocks (weights and their gradients) fit it.
-BLOCK = 192 * 1024
+BLOCK = 512 * 1024
 # Below this many scores, starting threads costs more than they save.
 SMALL = 256 * 1024
 
@@ -88,11 +88,11 @@ class Scores:
         self.hidden = None if mask is None else (~mask).expand(self.shape)
 
     def by_head(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """Lay out `[B, N, Hk, D]` as contiguous `[B, H, N, D]` to accumulate in, key heads repeated."""
+        """View `[B, N, Hk, D]` as `[B, H, N, D]` in the dtype to accumulate in, key heads repeated."""
         x = x.transpose(1, 2).to(self.dtype)
         if x.shape[1] != self.heads:
             x = x.repeat_interleave(self.heads // x.shape[1], dim=1)
-        return torch.mul(x, scale, out=torch.empty(x.shape, dtype=self.dtype))
+        return x if scale == 1.0 else torch.mul(x, scale, out=torch.empty(x.shape, dtype=self.dtype))
 
     def sizes(self) -> tuple[int, int, int]:
         """Batches, heads and rows of a block; several batches only with all heads, heads with all rows."""
@@ -116,6 +116,10 @@ class Scores:
             keys = max(0, end + self.nk - self.nq) if self.causal else self.nk
             if keys:
                 yield slice(r, end), slice(0, keys)
+
+    def space(self, shape: Sequence[int]) -> Tensor:
+        """Memory for a result: zeros where rows or keys may see nothing, and so are not visited."""
+        return (torch.zeros if self.causal else torch.empty)(shape, dtype=self.dtype)
 
     def scratch(self, count: int) -> list[Tensor]:
         """Memory for blocks."""
@@ -172,22 +176,25 @@ def forward(
     causal: bool,
     scale: float,
     sigmoid: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the output `[B, Nq, H, D]` and, for the softmax kind, the rows' log-sum-exp `[B, H, Nq]`."""
-    if not (sigmoid or causal) and mask is None and post_scale is None:
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output `[B, Nq, H, D]`, the log-sum-exp `[B, H, Nq]` (softmax only), the weights if kept."""
+    if not (keep or sigmoid or causal) and mask is None and post_scale is None:
         return _flash(q, k, v, bias, scale)
     out = torch.empty(q.shape, dtype=q.dtype)
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     lse = torch.empty(shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    kept = torch.empty(shape if keep else 0, dtype=lse.dtype)
 
     def work(part: Part) -> None:
         inputs = (part.tokens(q), part.tokens(k, keys=True), part.tokens(v, keys=True))
         extras = (part.extra(bias), part.extra(mask), part.extra(post_scale))
         outputs = (part.tokens(out), lse[part.batch, part.heads])
-        _forward_part(*inputs, *extras, *outputs, causal, scale, sigmoid)
+        store = Sum(kept[part.batch, part.heads], full=True, causal=causal) if keep else None
+        _forward_part(*inputs, *extras, *outputs, store, causal, scale, sigmoid)
 
     parallel.run([partial(work, part) for part in cut(shape, k.shape[2])])
-    return out, lse
+    return out, lse, kept
 
 
 def _forward_part(
@@ -199,31 +206,47 @@ def _forward_part(
     post_scale: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    store: Sum | None,
     causal: bool,
     scale: float,
     sigmoid: bool,
 ) -> None:
-    """Write `out` and `lse` of a part."""
+    """Write `out` and `lse` of a part, and its weights into `store`."""
     scores = Scores(q, k, bias, mask, causal, scale)
     value = scores.by_head(v)
     post = None if post_scale is None else post_scale.expand(scores.shape)
-    result = torch.zeros_like(scores.q)  # rows that see no key are never visited
+    result = scores.space(scores.q.shape)
     sums = result.new_zeros(result.shape[:3])
-    (space,) = scores.scratch(1)
+    space, second = scores.scratch(2)
     for group in scores.groups():
         query, key, val, res, row_sums = (group.of(x) for x in (scores.q, scores.k, value, result, sums))
         extras, scale_after = scores.extras(group), None if post is None else group.of(post)
         for r, c in scores.blocks():
-            weights = scores.block(shaped(space, len(query), r, c), query[:, r], key[:, c], extras, r, c)
+            block = scores.block(shaped(space, len(query), r, c), query[:, r], key[:, c], extras, r, c)
+            weights = block
             if sigmoid:
-                weights.sub_(math.log(scores.nk)).sigmoid_()
+                block.sub_(math.log(scores.nk)).sigmoid_()
+            elif store is None:
+                row_sums[:, r] = _normalise(block)
             else:
-                row_sums[:, r] = _normalise(weights)
+                other = shaped(second, len(query), r, c)
+                weights = _softmax(block, store.target(group, r, c, other))
+            if store is not None and (sigmoid or weights is other):
+                store.add(group, r, c, weights)
             if scale_after is not None:
-                weights.mul_(scale_after[:, r, c])
+                weights = torch.mul(weights, scale_after[:, r, c], out=block)
             torch.bmm(weights, val[:, c], out=res[:, r])
     out.copy_(result.transpose(1, 2))
     lse.copy_(sums)
+
+
+def _softmax(scores: Tensor, out: Tensor) -> Tensor:
+    """Softmax from one block of memory into another; a row without keys gets zeros."""
+    dead = None
+    if (scores[..., 0] == -math.inf).any():  # a row without keys begins so: only then look at whole rows
+        dead = (scores == -math.inf).all(-1, keepdim=True)
+    torch.softmax(scores, -1, out=out)
+    return out if dead is None else out.masked_fill_(dead, 0.0)
 
 
 def _normalise(scores: Tensor) -> Tensor:
@@ -236,7 +259,9 @@ def _normalise(scores: Tensor) -> Tensor:
     return top.add_(total.log()).squeeze(-1)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Torch's own CPU kernel, which reads a bias but has no gradient for it; it returns the log-sum-exp."""
     groups = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(groups, dim=2) if groups > 1 else x for x in (k, v))
@@ -249,7 +274,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *heads_first, 0.0, False, attn_mask=bias, scale=scale
     )
-    return out.transpose(1, 2).contiguous(), lse.to(torch.promote_types(q.dtype, torch.float32))
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return out.transpose(1, 2).contiguous(), lse.to(dtype), torch.empty(0, dtype=dtype)
 
 
 def backward(
@@ -262,6 +288,7 @@ def backward(
     post_scale: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    kept: Tensor | None = None,
     *,
     causal: bool,
     scale: float,
@@ -284,7 +311,8 @@ def backward(
         sums = [None if x is None else x.of(part, causal) for x in (dbias, dpost)]
         queries = [part.tokens(x) for x in (grad, q, out, dq)]
         keys = [part.tokens(x, keys=True) for x in (k, v, dk, dv)]
-        _backward_part(queries, keys, extras, sums, lse[part.batch, part.heads], causal, scale, sigmoid)
+        saved = lse[part.batch, part.heads], None if kept is None else kept[part.batch, part.heads]
+        _backward_part(queries, keys, extras, sums, saved, causal, scale, sigmoid)
 
     parallel.run([partial(work, part) for part in parts])
     return dq, dk, dv, None if dbias is None else dbias.result(), None if dpost is None else dpost.result()
@@ -295,48 +323,67 @@ def _backward_part(
     keys: list[Tensor],
     extras: list[Tensor | None],
     sums: list[Sum | None],
-    lse: Tensor,
+    saved: tuple[Tensor, Tensor | None],
     causal: bool,
     scale: float,
     sigmoid: bool,
 ) -> None:
     """Write the gradients of a part into the last of `queries`, the last two of `keys`, and `sums`."""
     (grad, q, out, dq), (k, v, dk, dv), (bias, mask, post_scale), (dbias, dpost) = queries, keys, extras, sums
+    lse, kept = saved
     scores = Scores(q, k, bias, mask, causal, scale)
     value, grad_out = scores.by_head(v), scores.by_head(grad)
-    delta = (grad.to(scores.dtype) * out).sum(-1).transpose(1, 2).unsqueeze(-1)  # [B, H, Nq, 1]
-    rows = torch.full_like(delta, math.log(scores.nk)) if sigmoid else lse.unsqueeze(-1)
-    grads = [torch.zeros_like(x) for x in (scores.q, scores.k, value)]
+    delta = rows = lse.unsqueeze(-1)  # [B, H, Nq, 1]
+    if sigmoid:
+        rows = torch.full_like(rows, math.log(scores.nk))
+    elif kept is None:
+        delta = (grad.to(scores.dtype) * out).sum(-1).transpose(1, 2).unsqueeze(-1)
+    # Keys' gradients are kept transposed: a large left operand that is transposed slows the product down.
+    across = (*scores.shape[:2], scores.dim, scores.nk)
+    grads = [scores.space(scores.q.shape), scores.space(across), scores.space(across)]
     post = None if post_scale is None else post_scale.expand(scores.shape)
     spaces = scores.scratch(3)
     for group in scores.groups():
         query, key, val, do = (group.of(x) for x in (scores.q, scores.k, value, grad_out))
         row_delta, gq, gk, gv = (group.of(x) for x in (delta, *grads))
         more, scale_after = scores.extras(group, rows), None if post is None else group.of(post)
+        kept_weights = None if kept is None else group.of(kept)
         for r, c in scores.blocks():
             weights, dw, other = (shaped(space, len(query), r, c) for space in spaces)
-            scores.block(weights, query[:, r], key[:, c], more, r, c)
-            applied = weights.sigmoid_() if sigmoid else weights.exp_()
+            if kept_weights is None:
+                scores.block(weights, query[:, r], key[:, c], more, r, c)
+                weights = weights.sigmoid_() if sigmoid else weights.exp_()
+            else:
+                weights = kept_weights[:, r, c]
+            applied = weights
             torch.bmm(do[:, r], val[:, c].transpose(1, 2), out=dw)
             if dpost is not None:
                 dpost.add(group, r, c, torch.mul(weights, dw, out=other))
             if scale_after is not None:
                 applied = torch.mul(weights, scale_after[:, r, c], out=other)
                 dw.mul_(scale_after[:, r, c])
-            gv[:, c].baddbmm_(applied.transpose(1, 2), do[:, r])
-            if sigmoid:
-                dw.addcmul_(dw, weights, value=-1)
-            else:
-                dw.sub_(row_delta[:, r])
-            ds = torch.mul(weights, dw, out=dw if dbias is None else dbias.target(group, r, c, dw))
-            if dbias is not None and ds is dw:
+            first = 1 if causal or r.start else 0  # the first block need not find zeros
+            gv[..., c].baddbmm_(do[:, r].transpose(1, 2), applied, beta=first)
+            ds = other if dbias is None else dbias.target(group, r, c, other)
+            _score_gradient(weights, dw, None if kept is not None else row_delta[:, r], sigmoid, ds)
+            if dbias is not None and ds is other:
                 dbias.add(group, r, c, ds)
             torch.bmm(ds, key[:, c], out=gq[:, r])
-            gk[:, c].baddbmm_(ds.transpose(1, 2), query[:, r])
+            gk[..., c].baddbmm_(query[:, r].transpose(1, 2), ds, beta=first)
     grads[0].mul_(scale)
-    for x, found in zip((dq, dk, dv), grads, strict=True):
+    for x, found in zip((dq, dk, dv), (grads[0], *(g.transpose(2, 3) for g in grads[1:])), strict=True):
         grouped = found if x.shape[2] == scores.heads else found.unflatten(1, (x.shape[2], -1)).sum(2)
         x.copy_(grouped.transpose(1, 2))
+
+
+def _score_gradient(weights: Tensor, dw: Tensor, delta: Tensor | None, sigmoid: bool, out: Tensor) -> None:
+    """Write the gradient of a block's scores from that of its weights, `dw`, which is used up."""
+    if sigmoid:
+        torch.mul(weights, dw.addcmul_(dw, weights, value=-1), out=out)
+    elif delta is not None:
+        torch.mul(weights, dw.sub_(delta), out=out)
+    else:  # whole rows of kept weights: torch sums them itself
+        torch.ops.aten._softmax_backward_data.out(dw, weights, -1, dw.dtype, grad_input=out)
 
 
 class Sum:

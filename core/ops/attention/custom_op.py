@@ -25,23 +25,31 @@ def attention_op(
     sigmoid: bool,
     dropout_p: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Return the output `[B, Nq, H, D]` and the log-sum-exp `[B, H, Nq]` (softmax kind only)."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output `[B, Nq, H, D]`, the log-sum-exp `[B, H, Nq]`, with `keep` the weights (CPU)."""
     if backend == "triton":
         from manyheads.core.ops.attention import triton
 
-        return triton.forward(q, k, v, bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p)
+        found = triton.forward(q, k, v, bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p)
+        return *found, q.new_empty(0)
     from manyheads.core.ops.attention import cpu
 
-    return cpu.forward(q, k, v, bias, mask, post_scale, causal=causal, scale=scale, sigmoid=sigmoid)
+    return cpu.forward(
+        q, k, v, bias, mask, post_scale, causal=causal, scale=scale, sigmoid=sigmoid, keep=keep
+    )  # fmt: skip
 
 
 @attention_op.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, nq, heads, _dim = q.shape
-    return q.new_empty(q.shape), q.new_empty(
-        (batch, heads, nq), dtype=torch.promote_types(q.dtype, torch.float32)
-    )
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    backend, keep = rest[-2:]
+    if backend == "triton":
+        kept = q.new_empty(0)
+    else:
+        kept = q.new_empty((batch, heads, nq, k.shape[1]) if keep else 0, dtype=dtype)
+    return q.new_empty(q.shape), q.new_empty((batch, heads, nq), dtype=dtype), kept
 
 
 @torch.library.custom_op("manyheads::attention_backward", mutates_args=())
@@ -56,6 +64,7 @@ def attention_backward_op(
     seed: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    kept: Tensor,
     causal: bool,
     scale: float,
     sigmoid: bool,
@@ -76,7 +85,7 @@ def attention_backward_op(
         from manyheads.core.ops.attention import cpu
 
         grads = cpu.backward(
-            grad, q, k, v, bias, mask, post_scale, out, lse,
+            grad, q, k, v, bias, mask, post_scale, out, lse, kept if kept.numel() else None,
             causal=causal, scale=scale, sigmoid=sigmoid,
             needs_bias=needs_bias, needs_post_scale=needs_post_scale,
         )  # fmt: skip
@@ -97,25 +106,25 @@ def _(
     return [x.new_empty(x.shape) for x in like]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, bias, mask, post_scale, seed, *options = inputs
     ctx.save_for_backward(q, k, v, bias, mask, post_scale, seed, *output)
-    ctx.options = options
-    ctx.mark_non_differentiable(output[1])
+    ctx.options = options[:-1]
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 12
+        return (None,) * 13
     needs_bias, needs_post_scale = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
     saved = ctx.saved_tensors
-    grads = attention_backward_op(grad.contiguous(), *saved, *ctx.options, needs_bias, needs_post_scale)
+    grads = attention_backward_op(grad, *saved, *ctx.options, needs_bias, needs_post_scale)
     found = iter(grads)
     dq, dk, dv = next(found), next(found), next(found)
     dbias = next(found) if needs_bias else None
     dpost = next(found) if needs_post_scale else None
-    return dq, dk, dv, dbias, None, dpost, *(None,) * 6
+    return dq, dk, dv, dbias, None, dpost, *(None,) * 7
 
 
 attention_op.register_autograd(_backward, setup_context=_setup_context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -95,8 +97,11 @@ PARTED |= {
 
 
 @pytest.mark.usefixtures("many_parts")
+@pytest.mark.parametrize("keep", [0, 10**9], ids=["recomputed", "kept"])
 @pytest.mark.parametrize("name", PARTED)
-def test_in_parts_and_blocks(name, attention_case):
+def test_in_parts_and_blocks(name, keep, attention_case, monkeypatch):
+    # By name: manyheads.core.ops.attention, as an attribute, is the function.
+    monkeypatch.setattr(importlib.import_module("manyheads.core.ops.attention"), "KEEP", keep)
     case = attention_case(63, 100, **PARTED[name])
     with nan_filled_empties(), use_backend("cpu"):
         assert_accurate(case.op, case.reference, *case.inputs)

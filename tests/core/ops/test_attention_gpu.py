@@ -122,12 +122,12 @@ def test_custom_ops(attention_case):
     case = attention_case(63, 100, bias=(2, 63, 100), device="cuda")
     q, k, v, bias, _ = case.inputs
     options = [False, 0.25, False, 0.0, "triton"]
-    check_op(attention_op, [q, k, v, bias, None, None, None, *options])
+    check_op(attention_op, [q, k, v, bias, None, None, None, *options, False])
     plain = [x.detach() for x in (q, k, v, bias)]
-    out, lse = attention_op(*plain, None, None, None, *options)
+    out, lse, kept = attention_op(*plain, None, None, None, *options, False)
     check_op(
         attention_backward_op,
-        [torch.randn_like(out), *plain, None, None, None, out, lse, *options, True, False],
+        [torch.randn_like(out), *plain, None, None, None, out, lse, kept, *options, True, False],
     )
 
 

@@ -66,7 +66,7 @@ def arguments(**changes):
         "scale": 0.3,
         "sigmoid": False,
     }
-    given |= {"dropout_p": 0.0, "backend": "cpu"} | changes
+    given |= {"dropout_p": 0.0, "backend": "cpu", "keep": False} | changes
     tensors = [QUERY.clone().requires_grad_(), *(KEY.clone().requires_grad_() for _ in range(2))]
     return [*tensors, *given.values()]
 
@@ -77,15 +77,16 @@ def arguments(**changes):
         {"bias": torch.randn(4, 5, 7, requires_grad=True)},
         {"mask": torch.rand(2, 1, 1, 7) > 0.3, "causal": True},
         {"sigmoid": True, "bias": torch.randn(2, 1, 5, 1, requires_grad=True), "post_scale": torch.randn(7)},
+        {"bias": torch.randn(4, 5, 7, requires_grad=True), "keep": True},
     ],
-    ids=["bias", "mask", "sigmoid"],
+    ids=["bias", "mask", "sigmoid", "kept"],
 )
 def test_custom_ops(changes):
     args = arguments(**changes)
     check_op(attention_op, args)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in args]
-    out, lse = attention_op(*plain)
-    backward = [torch.randn_like(out), *plain[:7], out, lse, *plain[7:]]
+    out, lse, kept = attention_op(*plain)
+    backward = [torch.randn_like(out), *plain[:7], out, lse, kept, *plain[7:-1]]
     check_op(attention_backward_op, [*backward, changes.get("bias") is not None, "post_scale" in changes])
 
 
