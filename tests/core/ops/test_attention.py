@@ -9,7 +9,7 @@ import torch
 
 from manyheads.core.dispatch import use_backend
 from manyheads.core.ops import attention as exported
-from manyheads.core.ops.attention import attention, cpu, explain, reference
+from manyheads.core.ops.attention import attention, cpu_blocks, explain, reference
 from manyheads.core.testing import assert_accurate, check_gradients, nan_filled_empties
 
 SIZES = [(1, 1), (63, 63), (100, 100), (197, 197), (63, 197), (197, 100)]
@@ -76,8 +76,8 @@ def test_gradients_of_what_is_broadcast(name, kind, attention_case):
 @pytest.fixture
 def many_parts(monkeypatch):
     """Small blocks, and two threads however small the problem."""
-    monkeypatch.setattr(cpu, "SMALL", 0)
-    monkeypatch.setattr(cpu, "BLOCK", 3000)
+    monkeypatch.setattr(cpu_blocks, "SMALL", 0)
+    monkeypatch.setattr(cpu_blocks, "BLOCK", 3000)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
