@@ -1,4 +1,4 @@
-"""Blocks of the score matrix on the CPU: how it is shared out to threads and cut, and how a block is computed."""
+"""Blocks of the score matrix on the CPU: shared out to threads, cut, and computed."""
 
 from __future__ import annotations
 
