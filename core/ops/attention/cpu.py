@@ -1,6 +1,6 @@
 """Attention on the CPU where torch has no fast path: a learned bias, the sigmoid kind, `post_scale`.
 
-Rows of the score matrix are worked off in blocks that stay in the cache. The backward recomputes the weights
+Rows of the score matrix are worked off in blocks of a few MiB. The backward recomputes the weights
 from the saved log-sum-exp, so no `[B, H, Nq, Nk]` tensor exists except the gradient of a bias of that size.
 """
 

