@@ -1,7 +1,8 @@
 """Attention on the CPU where torch has no fast path: a learned bias, the sigmoid kind, `post_scale`.
 
-Rows of the score matrix are worked off in blocks of a few MiB. The backward recomputes the weights
-from the saved log-sum-exp, so no `[B, H, Nq, Nk]` tensor exists except the gradient of a bias of that size.
+Rows of the score matrix are worked off in blocks of a few MiB. The weights of a small problem are kept
+for the backward; of a large one they are recomputed from the saved log-sum-exp, and then no tensor of the
+size of the scores exists but the gradient of a bias of that size.
 """
 
 from __future__ import annotations
