@@ -27,7 +27,10 @@ def attention_op(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output `[B, Nq, H, D]`, the log-sum-exp `[B, H, Nq]`, with `keep` the weights (CPU)."""
+    """Return the output `[B, Nq, H, D]`, what the backward needs of each row, with `keep` the weights (CPU).
+
+    Of a row the CPU keeps the log-sum-exp `[B, H, Nq]`, Triton two numbers, `[B, H, Nq, 2]`.
+    """
     if backend == "triton":
         from manyheads.core.ops.attention import triton
 
@@ -45,11 +48,11 @@ def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, nq, heads, _dim = q.shape
     dtype = torch.promote_types(q.dtype, torch.float32)
     backend, keep = rest[-2:]
+    rows = (batch, heads, nq)
     if backend == "triton":
-        kept = q.new_empty(0)
-    else:
-        kept = q.new_empty((batch, heads, nq, k.shape[1]) if keep else 0, dtype=dtype)
-    return q.new_empty(q.shape), q.new_empty((batch, heads, nq), dtype=dtype), kept
+        return q.new_empty(q.shape), q.new_empty((*rows, 2), dtype=dtype), q.new_empty(0)
+    kept = q.new_empty((*rows, k.shape[1]) if keep else 0, dtype=dtype)
+    return q.new_empty(q.shape), q.new_empty(rows, dtype=dtype), kept
 
 
 @torch.library.custom_op("manyheads::attention_backward", mutates_args=())
@@ -63,7 +66,7 @@ def attention_backward_op(
     post_scale: Tensor | None,
     seed: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    rows: Tensor,
     kept: Tensor,
     causal: bool,
     scale: float,
@@ -78,14 +81,14 @@ def attention_backward_op(
         from manyheads.core.ops.attention import triton
 
         grads = triton.backward(
-            grad, q, k, v, bias, mask, post_scale, seed, out, lse, causal, scale, sigmoid, dropout_p,
+            grad, q, k, v, bias, mask, post_scale, seed, out, rows, causal, scale, sigmoid, dropout_p,
             needs_bias=needs_bias, needs_post_scale=needs_post_scale,
         )  # fmt: skip
     else:
         from manyheads.core.ops.attention import cpu
 
         grads = cpu.backward(
-            grad, q, k, v, bias, mask, post_scale, out, lse, kept if kept.numel() else None,
+            grad, q, k, v, bias, mask, post_scale, out, rows, kept if kept.numel() else None,
             causal=causal, scale=scale, sigmoid=sigmoid,
             needs_bias=needs_bias, needs_post_scale=needs_post_scale,
         )  # fmt: skip

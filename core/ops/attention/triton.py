@@ -118,20 +118,23 @@ def forward(
     sigmoid: bool,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output `[B, Nq, H, D]` and the log-sum-exp `[B, H, Nq]` in base 2 (softmax kind only)."""
+    """Return the output `[B, Nq, H, D]` and what the backward needs of each row (softmax kind only).
+
+    That is `[B, H, Nq, 2]`: the largest base-2 score, and one over the sum of the exponentials.
+    """
     call = Call(
         _dense(q), _dense(k), _dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p
     )
     batch, heads, nq, _ = call.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     make = torch.zeros if sigmoid else torch.empty
-    lse = make((batch, heads, nq), dtype=torch.float32, device=q.device)
+    rows = make((batch, heads, nq, 2), dtype=torch.float32, device=q.device)
     config = _config("forward", call)
     grid = (batch * heads * tr.cdiv(nq, config.block_m),)
     kernels.forward_kernel[grid](
-        *call.pointers(), out, lse, *call.strides(), *call.scalars(), **call.constants(config)
+        *call.pointers(), out, rows, *call.strides(), *call.scalars(), **call.constants(config)
     )  # fmt: skip
-    return out, lse
+    return out, rows
 
 
 def backward(
@@ -144,7 +147,7 @@ def backward(
     post_scale: Tensor | None,
     seed: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    rows: Tensor,
     causal: bool,
     scale: float,
     sigmoid: bool,
@@ -159,9 +162,9 @@ def backward(
     )
     grad = _dense(grad)
     batch, heads, nq, nk = call.shape
-    delta = lse if sigmoid else _delta(grad, out)
+    delta = rows if sigmoid else _delta(grad, out)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    inputs = (*call.pointers(), grad, lse, delta)
+    inputs = (*call.pointers(), grad, rows, delta)
     numbers = (*call.strides(grad), *call.scalars())
     config = _config("key", call)
     grid = (batch * k.shape[2] * tr.cdiv(nk, config.block_n),)
@@ -268,7 +271,7 @@ def variant(kernel: str, arch: int, dtype: str, dim: int, load: str, features: s
     names = [p.name for p in getattr(kernels, name).params]
     strides = [n for n in names if n.startswith("stride") and n not in constants]
     signature = dict.fromkeys(names, "i32") | dict.fromkeys(_POINTERS, f"*{dtype}")
-    signature |= {"Mask": "*i8", "Seed": "*i64", "Lse": "*fp32", "Delta": "*fp32", "DX": "*fp32"}
+    signature |= {"Mask": "*i8", "Seed": "*i64", "Rows": "*fp32", "Delta": "*fp32", "DX": "*fp32"}
     signature |= {"qk_scale": "fp32", "log2_nk": "fp32", "dropout_p": "fp32"}
     shape = f"{dtype} D{dim} {config.block_m}x{config.block_n}"
     quick = features == "bias" and (dtype, dim) in (("fp16", 64), ("fp32", 64), ("fp16", 128))

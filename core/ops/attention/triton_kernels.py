@@ -78,16 +78,26 @@ def kept(x, seed, m, n, i, j, bh, dropout_p):
 
 
 @triton.jit
-def weights_of(s, lse, log2_nk, SIGMOID: tl.constexpr):
-    """The weights of base-2 scores: from the saved log-sum-exp, or the logistic function."""
+def rows_of(Rows, Delta, bh, m, i, Nq):
+    """Load what is known of rows m + i of a head: the largest base-2 score, one over the sum, and delta."""
+    row = tl.cast(bh, tl.int64) * Nq + m + i
+    inside = m + i < Nq
+    top = tl.load(Rows + 2 * row, mask=inside, other=0.0)
+    share = tl.load(Rows + 2 * row + 1, mask=inside, other=0.0)
+    return top, share, tl.load(Delta + row, mask=inside, other=0.0)
+
+
+@triton.jit
+def weights_of(s, top, share, log2_nk, SIGMOID: tl.constexpr):
+    """The weights of base-2 scores, as the forward had them: a log-sum-exp would round them once more."""
     if SIGMOID:
         return 1.0 / (1.0 + tl.exp2(log2_nk - s))
-    return tl.exp2(s - lse)
+    return tl.exp2(s - top) * share
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def forward_kernel(
-    Q, K, V, Bias, Mask, Post, Seed, Out, Lse,
+    Q, K, V, Bias, Mask, Post, Seed, Out, Rows,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_bb, stride_bh, stride_bm, stride_bn, stride_mb, stride_mh, stride_mm, stride_mn,
     stride_pb, stride_ph, stride_pm, stride_pn,
@@ -124,7 +134,7 @@ def forward_kernel(
             HAS_BIAS, HAS_MASK, CAUSAL,
         )  # fmt: skip
         if SIGMOID:
-            p = weights_of(s, 0.0, log2_nk, True)
+            p = weights_of(s, 0.0, 0.0, log2_nk, True)
         else:
             new_top = tl.maximum(top, tl.max(s, 1))
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing seen yet: no -inf minus -inf
@@ -141,12 +151,13 @@ def forward_kernel(
         acc += tl.dot(p.to(v.dtype), v, input_precision="ieee")
 
     if not SIGMOID:
-        # A row without keys has total 0 and acc 0: its output is 0, and a log-sum-exp of 0 keeps its weights
-        # 0.
-        safe = tl.where(total == 0.0, 1.0, total)
-        acc = acc / safe[:, None]
-        lse = tl.where(total == 0.0, 0.0, top + tl.log2(safe))
-        tl.store(Lse + tl.cast(bh, tl.int64) * Nq + m + i, lse, mask=m + i < Nq)
+        # A row without keys has total 0 and acc 0: its output is 0, and a share of 0 keeps its weights 0.
+        empty = total == 0.0
+        share = 1.0 / tl.where(empty, 1.0, total)
+        acc = acc * share[:, None]
+        row = Rows + 2 * (tl.cast(bh, tl.int64) * Nq + m + i)
+        tl.store(row, tl.where(empty, 0.0, top), mask=m + i < Nq)
+        tl.store(row + 1, tl.where(empty, 0.0, share), mask=m + i < Nq)
     out = Out + (b * Nq * H + h) * D
     store_tile(out, m, i, H * D, d, Nq, acc.to(Out.dtype.element_ty), D, BLOCK_D)
 
@@ -178,7 +189,7 @@ def gradient_of(w, dw, delta, SIGMOID: tl.constexpr):
 
 @triton.jit(do_not_specialize=COUNTS)
 def key_kernel(
-    Q, K, V, Bias, Mask, Post, Seed, Grad, Lse, Delta, DK, DV,
+    Q, K, V, Bias, Mask, Post, Seed, Grad, Rows, Delta, DK, DV,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_gb, stride_gn, stride_gh,
     stride_bb, stride_bh, stride_bm, stride_bn, stride_mb, stride_mh, stride_mm, stride_mn,
@@ -221,13 +232,8 @@ def key_kernel(
                 s, bias, mask, m, n, i2, j2, stride_bm, stride_bn, stride_mm, stride_mn, Nq, Nk,
                 HAS_BIAS, HAS_MASK, CAUSAL,
             )  # fmt: skip
-            if SIGMOID:
-                lse = tl.zeros([BLOCK_M], tl.float32)
-                delta = lse
-            else:
-                lse = tl.load(Lse + bh * Nq + m + i, mask=m + i < Nq, other=0.0)
-                delta = tl.load(Delta + bh * Nq + m + i, mask=m + i < Nq, other=0.0)
-            w = weights_of(s, lse[None, :], log2_nk, SIGMOID)
+            top, share, delta = rows_of(Rows, Delta, bh, m, i, Nq)
+            w = weights_of(s, top[None, :], share[None, :], log2_nk, SIGMOID)
             grad = tile(grads, m, i, stride_gn, d, Nq, D, BLOCK_D)
             dw = tl.dot(v, tl.trans(grad), input_precision="ieee")
             applied = w
@@ -250,7 +256,7 @@ def key_kernel(
 
 @triton.jit
 def score_gradient(
-    q, grad, keys, values, bias, mask, post, Seed, lse, delta, m, n, i, j, d, bh,
+    q, grad, keys, values, bias, mask, post, Seed, top, share, delta, m, n, i, j, d, bh,
     stride_kn, stride_vn, stride_bm, stride_bn, stride_mm, stride_mn, stride_pm, stride_pn,
     Nq, Nk, qk_scale, log2_nk, dropout_p,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -265,7 +271,7 @@ def score_gradient(
         s, bias, mask, m, n, i2, j2, stride_bm, stride_bn, stride_mm, stride_mn, Nq, Nk,
         HAS_BIAS, HAS_MASK, CAUSAL,
     )  # fmt: skip
-    w = weights_of(s, lse[:, None], log2_nk, SIGMOID)
+    w = weights_of(s, top[:, None], share[:, None], log2_nk, SIGMOID)
     v = tile(values, n, j, stride_vn, d, Nk, D, BLOCK_D)
     dw = tl.dot(grad, tl.trans(v), input_precision="ieee")
     if DROPOUT:
@@ -279,7 +285,7 @@ def score_gradient(
 
 @triton.jit(do_not_specialize=COUNTS)
 def query_kernel(
-    Q, K, V, Bias, Mask, Post, Seed, Grad, Lse, Delta, DQ,
+    Q, K, V, Bias, Mask, Post, Seed, Grad, Rows, Delta, DQ,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_gb, stride_gn, stride_gh,
     stride_bb, stride_bh, stride_bm, stride_bn, stride_mb, stride_mh, stride_mm, stride_mn,
@@ -302,18 +308,14 @@ def query_kernel(
     post = Post + b * stride_pb + h * stride_ph
     q = tile(Q + b * stride_qb + h * stride_qh, m, i, stride_qn, d, Nq, D, BLOCK_D)
     grad = tile(Grad + b * stride_gb + h * stride_gh, m, i, stride_gn, d, Nq, D, BLOCK_D)
-    lse = tl.zeros([BLOCK_M], tl.float32)
-    delta = tl.zeros([BLOCK_M], tl.float32)
-    if not SIGMOID:
-        lse = tl.load(Lse + tl.cast(bh, tl.int64) * Nq + m + i, mask=m + i < Nq, other=0.0)
-        delta = tl.load(Delta + tl.cast(bh, tl.int64) * Nq + m + i, mask=m + i < Nq, other=0.0)
+    top, share, delta = rows_of(Rows, Delta, bh, m, i, Nq)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     end = Nk
     if CAUSAL:
         end = tl.minimum(Nk, m + BLOCK_M + Nk - Nq)
     for n in range(0, end, BLOCK_N):
         ds, k = score_gradient(
-            q, grad, keys, values, bias, mask, post, Seed, lse, delta, m, n, i, j, d, bh,
+            q, grad, keys, values, bias, mask, post, Seed, top, share, delta, m, n, i, j, d, bh,
             stride_kn, stride_vn, stride_bm, stride_bn, stride_mm, stride_mn, stride_pm, stride_pn,
             Nq, Nk, qk_scale, log2_nk, dropout_p,
             D, BLOCK_D, HAS_BIAS, HAS_MASK, HAS_POST, SIGMOID, CAUSAL, DROPOUT, False,
@@ -325,7 +327,7 @@ def query_kernel(
 
 @triton.jit(do_not_specialize=[*COUNTS, "B", "BX", "HX", "steps"])
 def extra_kernel(
-    Q, K, V, Bias, Mask, Post, Seed, Grad, Lse, Delta, DX,
+    Q, K, V, Bias, Mask, Post, Seed, Grad, Rows, Delta, DX,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_gb, stride_gn, stride_gh,
     stride_bb, stride_bh, stride_bm, stride_bn, stride_mb, stride_mh, stride_mm, stride_mn,
@@ -364,15 +366,11 @@ def extra_kernel(
         bh = b * H + h
         q = tile(Q + b * stride_qb + h * stride_qh, m, i, stride_qn, d, Nq, D, BLOCK_D)
         grad = tile(Grad + b * stride_gb + h * stride_gh, m, i, stride_gn, d, Nq, D, BLOCK_D)
-        lse = tl.zeros([BLOCK_M], tl.float32)
-        delta = tl.zeros([BLOCK_M], tl.float32)
-        if not SIGMOID:
-            lse = tl.load(Lse + bh * Nq + m + i, mask=m + i < Nq, other=0.0)
-            delta = tl.load(Delta + bh * Nq + m + i, mask=m + i < Nq, other=0.0)
+        top, share, delta = rows_of(Rows, Delta, bh, m, i, Nq)
         dx, _ = score_gradient(
             q, grad, K + b * stride_kb + (h // G) * stride_kh, V + b * stride_vb + (h // G) * stride_vh,
             Bias + b * stride_bb + h * stride_bh, Mask + b * stride_mb + h * stride_mh,
-            Post + b * stride_pb + h * stride_ph, Seed, lse, delta, m, n, i, j, d, bh,
+            Post + b * stride_pb + h * stride_ph, Seed, top, share, delta, m, n, i, j, d, bh,
             stride_kn, stride_vn, stride_bm, stride_bn, stride_mm, stride_mn, stride_pm, stride_pn,
             Nq, Nk, qk_scale, log2_nk, dropout_p,
             D, BLOCK_D, HAS_BIAS, HAS_MASK, HAS_POST, SIGMOID, CAUSAL, DROPOUT, OF_POST,

@@ -41,7 +41,7 @@ CASES = {
         "nq": 100,
         "nk": 70,
         "post": (1, 1, 70),
-        "bias": (100, 70),
+        "bias": (2, 1, 1, 70),
         "key_heads": 1,
     },
     "scale after a sigmoid": {"nq": 63, "nk": 63, "post": (2, 2, 63, 63), "kind": "sigmoid"},
