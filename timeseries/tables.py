@@ -89,10 +89,10 @@ def find_layout(
     time = time or _usual(TIME_NAMES, "time", columns, source)
     if time is None:
         hints = (did_you_mean(name, TIME_NAMES) and name for name in columns)
-        like = next((f"; is it {name!r}?" for name in hints if name), "")
+        like = next((f" (is it {name!r}?)" for name in hints if name), "")
         raise DataError(
-            f"{source}: no time column ({', '.join(TIME_NAMES)}) among {', '.join(columns)}{like} "
-            "Name it with time_column"
+            f"{source}: no time column ({', '.join(TIME_NAMES)}) among {', '.join(columns)}{like}; "
+            "name it with time_column"
         )
     ident = _named(id_column, "id", columns, source) if id_column else _usual(ID_NAMES, "id", columns, source)
     index = re.compile(r"__index_level_\d+__")  # what pandas calls a nameless index in parquet

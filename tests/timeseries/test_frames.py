@@ -210,7 +210,10 @@ BAD = {
     "no rows": ("ds,y\n", r"t.csv: a header and no rows"),
     "empty": ("", r"t.csv: empty file"),
     "only newlines": ("\n\n", r"t.csv: empty file"),
-    "no time column": (WIDE.replace("date", "dat"), r"no time column .* among dat, OT, load; is it 'dat'\?"),
+    "no time column": (
+        WIDE.replace("date", "dat"),
+        r"no time column .* among dat, OT, load \(is it 'dat'\?\); name it",
+    ),
     "two time columns": (WIDE.replace("load", "time"), r"'date' and 'time' could each be the time column"),
     "no target": ("ds\n2020-01-01\n", r"no column to forecast beside 'ds'"),
     "doubled column": (WIDE.replace("load", "OT"), r"two columns are named 'OT'"),
