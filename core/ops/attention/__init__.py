@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manyheads.core.dispatch import Choice, choose
+from manyheads.core.dispatch import choose
 from manyheads.core.dispatch import explain as explain_op
 from manyheads.core.ops.attention import reference
 from manyheads.core.ops.attention.custom_op import attention_op
@@ -41,8 +41,8 @@ def attention(
         q: Queries.
         k: Keys; fewer heads than the queries' share them in groups (grouped-query attention).
         v: Values.
-        bias: Added to the scores before the softmax, with its gradient. An additive mask (-inf) is a bias
-        too. mask: True where a key takes part. A row with none gives zeros, and zero gradients.
+        bias: Added to the scores before the softmax, with its gradient; an additive mask (-inf) is one, too.
+        mask: True where a key takes part. A row with none gives zeros, and zero gradients.
         causal: A query sees the keys up to its own position; the last query sees the last key when Nq != Nk.
         scale: Of the products; None means `1 / sqrt(D)`.
         kind: "softmax", or "sigmoid": weights `sigmoid(scores - log Nk)`, which do not sum to one.
@@ -55,8 +55,8 @@ def attention(
         `[B, H, Nq, Nk]`; the result `[B, Nq, H, D]`.
 
     Raises:
-        TypeError: A dtype is wrong: q, k, v of one floating dtype, bias and post_scale floating, mask
-        boolean. ValueError: A shape, a device, `kind` or `dropout_p` is wrong.
+        TypeError: q, k, v are not of one floating dtype, bias or post_scale not floating, mask not boolean.
+        ValueError: A shape, a device, `kind` or `dropout_p` is wrong.
         UsageError: The backend that was asked for cannot run this call.
 
     Source:
@@ -70,29 +70,45 @@ def attention(
         torch.Size([2, 100, 8, 64])
     """
     _check(q, k, v, bias, mask, post_scale, kind, dropout_p)
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    choice = _choose(q, k, bias, mask, post_scale, kind, dropout_p)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    features = _features(q, bias, mask, post_scale, kind, dropout_p)
+    backend = choose("attention", device=q.device.type, dtype=q.dtype, **features).backend
+    if bias is not None and not features["learned_bias"]:
+        bias = bias.detach()  # one that merely could require grad would cost torch's fast path
+    return _run(backend, q, k, v, bias, mask, causal, scale, kind, post_scale, dropout_p)
+
+
+def _run(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    kind: Kind,
+    post_scale: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
     if q.numel() == 0 or k.shape[1] == 0:
         # Nothing to attend to: zeros, with a (zero) gradient like any other result.
         return q.masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)
-    if choice.backend == "torch":
-        learned = bias is not None and torch.is_grad_enabled() and bias.requires_grad
-        # A bias that merely could require grad would cost the fast path even without a backward.
-        return _sdpa(
-            q, k, v, bias if bias is None or learned else bias.detach(), mask, causal, scale, dropout_p
-        )
-    if choice.backend == "reference":
+    if backend == "torch":
+        return _sdpa(q, k, v, bias, mask, causal, scale, dropout_p)
+    if backend == "reference":
         return reference.attention(
             q, k, v, bias=bias, mask=mask, causal=causal, scale=scale, kind=kind, post_scale=post_scale,
             dropout_p=dropout_p,
         )  # fmt: skip
     seed = torch.randint(2**31 - 1, (1,), device=q.device) if dropout_p else None
-    # With few scores the backward is faster with the weights at hand than computing them again.
-    keep = choice.backend == "cpu" and torch.is_grad_enabled()
-    keep = keep and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= KEEP
-    options = (causal, scale, kind == "sigmoid", dropout_p, choice.backend, keep)
+    options = (causal, scale, kind == "sigmoid", dropout_p, backend, backend == "cpu" and _keeps(q, k))
     return attention_op(q, k, v, bias, mask, post_scale, seed, *options)[0]
+
+
+def _keeps(q: Tensor, k: Tensor) -> bool:
+    """With few scores the backward is faster with the weights at hand than computing them again."""
+    return torch.is_grad_enabled() and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= KEEP
 
 
 def explain(
@@ -118,20 +134,6 @@ def explain(
     _check(q, k, v, bias, mask, post_scale, kind, dropout_p)
     features = _features(q, bias, mask, post_scale, kind, dropout_p)
     return explain_op("attention", device=q.device.type, dtype=q.dtype, **features)
-
-
-def _choose(
-    q: Tensor,
-    k: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    post_scale: Tensor | None,
-    kind: Kind,
-    p: float,
-) -> Choice:
-    return choose(
-        "attention", device=q.device.type, dtype=q.dtype, **_features(q, bias, mask, post_scale, kind, p)
-    )
 
 
 def _features(
