@@ -124,7 +124,10 @@ def test_a_second_fit_needs_a_word(config: Path, tmp_path: Path, capsys: pytest.
     assert sha256(run / "last.ckpt") != kept
 
 
-def test_sigterm_leaves_a_run_that_goes_on_to_the_same_weights(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_or_killed_run_goes_on_to_the_same_weights(
+    config: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     args = ["timeseries", "fit", "--config", str(config), "--trainer.max_epochs", "12", "--patience", "99"]
     assert call(*args, "--output", straight) == 0
@@ -137,13 +140,16 @@ def test_sigterm_leaves_a_run_that_goes_on_to_the_same_weights(config: Path, tmp
         for line in process.stdout:
             if line.startswith("epoch  2/"):
                 break
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
-    assert f"--ckpt_path {stopped / 'last.ckpt'}" in errors
-    assert len(errors.strip().splitlines()) == 1
+    if signum == signal.SIGTERM:  # the state of the batch; a killed run has that of its last epoch's end
+        assert process.returncode == 143, errors
+        assert f"--ckpt_path {stopped / 'last.ckpt'}" in errors
+        assert len(errors.strip().splitlines()) == 1
+    else:
+        assert process.returncode == -signum
     state = torch.load(stopped / "last.ckpt", weights_only=True)
-    assert 0 < state["epoch"] < 12
+    assert state["epoch"] < 11  # counted from 0: epochs were left to do
     assert call(*args, "--output", stopped, "--ckpt_path", stopped / "last.ckpt") == 0
     assert sha256(stopped / "model/model.safetensors") == sha256(straight / "model/model.safetensors")
 
