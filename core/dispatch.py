@@ -1,17 +1,20 @@
 """The one place that chooses a backend, and says why.
 
-Each op has one clause below: a function that lists the backends it has, best first, with what keeps each from
-running this call. `choose` takes the first that can run. `use_backend`, or the variable `MANYHEADS_BACKEND`,
-forces one, and a forced backend that cannot run the call is an error, never a silent fallback.
+Each op has one clause, in its folder's `backends.py`: a function that lists the backends it has, best first,
+with what keeps each from running this call. `choose` takes the first that can run. `use_backend`, or the
+variable `MANYHEADS_BACKEND`, forces one, and a forced backend that cannot run the call is an error, never a
+silent fallback.
 
-Backends: `reference` (the readable formula), `torch` (torch's own fused op), `cpu` (our CPU path), `triton`.
+Backends: `reference` (the readable formula), `torch` (torch's own fused op), `cpu` (our CPU path in torch),
+`numba` (loops compiled for this CPU at first use), `triton`.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,8 +24,8 @@ import torch
 
 from manyheads.core.errors import UsageError, did_you_mean
 
-BACKENDS = ("reference", "torch", "cpu", "triton")
-_HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = ("reference", "torch", "cpu", "numba", "triton")
+HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 _forced: ContextVar[dict[str, str] | None] = ContextVar("manyheads_backend", default=None)
 
 Feature = bool | int | str
@@ -74,8 +77,8 @@ def triton_blocked(call: Call) -> str:
     """Say what keeps Triton kernels from running a call, or return an empty string."""
     if not triton_installed():
         return "triton is not installed"
-    if call.dtype not in _HALF_OR_SINGLE:
-        return f"the kernels take float32, float16 and bfloat16, not {_name(call.dtype)}"
+    if call.dtype not in HALF_OR_SINGLE:
+        return f"the kernels take float32, float16 and bfloat16, not {name_of(call.dtype)}"
     if interpreting():
         if call.dtype == torch.bfloat16:
             return "bfloat16 products are wrong in Triton's interpreter (TRITON_INTERPRET=1)"
@@ -87,92 +90,51 @@ def triton_blocked(call: Call) -> str:
     return "" if call.device == "cuda" else f"it needs a CUDA device, and the tensors are on {call.device}"
 
 
-def _name(dtype: torch.dtype) -> str:
+def cpu_blocked(call: Call) -> str:
+    """Say what keeps a path for CPU tensors from running a call, or return an empty string."""
+    return "" if call.device == "cpu" else f"it runs CPU tensors, and these are on {call.device}"
+
+
+@cache
+def numba_installed() -> bool:
+    """Tell whether numba can be imported."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def numba_blocked(call: Call) -> str:
+    """Say what keeps loops compiled by numba from running a call, or return an empty string."""
+    if not numba_installed():
+        return "numba is not installed"
+    if call.dtype not in HALF_OR_SINGLE:
+        return f"the loops compute in float32, and the tensors are {name_of(call.dtype)}"
+    return cpu_blocked(call)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype's name without its module."""
     return str(dtype).removeprefix("torch.")
 
 
-def _attention(call: Call) -> list[Candidate]:
-    fused = ""
-    if call.features.get("kind", "softmax") != "softmax":
-        fused = "torch's attention has no sigmoid kind"
-    elif call.has("post_scale"):
-        fused = "torch's attention has no post_scale"
-    kernel = triton_blocked(call)
-    widest = 128 if call.dtype == torch.float32 else 256  # wider float32 tiles do not fit the registers
-    if not kernel and int(call.features.get("head_dim", 0)) > widest:
-        kernel = f"the {_name(call.dtype)} kernels take a head dim of at most {widest}"
-    cpu = _cpu(call, "it has no dropout" if call.has("dropout") else "")
-    reference = Candidate("reference", "no other path takes this call: the plain formula")
-    if call.has("learned_bias"):
-        return [
-            Candidate("triton", "flash attention with the gradient of the bias", kernel),
-            Candidate("cpu", "torch has no fast gradient of a bias", cpu),
-            Candidate("torch", "no blockwise path takes this call: torch's unfused attention", fused),
-            reference,
-        ]
-    return [
-        Candidate("torch", "no learned bias: torch's fused attention is the fast path", fused),
-        Candidate("triton", "torch has no fused path for this kind or post_scale", kernel),
-        Candidate("cpu", "torch has no fused path for this kind or post_scale", cpu),
-        reference,
-    ]
-
-
-def _cpu(call: Call, blocked: str) -> str:
-    return blocked if call.device == "cpu" else f"it runs CPU tensors, and these are on {call.device}"
-
-
-def _rms_norm(call: Call) -> list[Candidate]:
-    composed = Candidate("torch", "too little work for an op of our own: torch's RMSNorm", _norm_torch(call))
-    blockwise = _norm_cpu(call)
-    small = call.features.get("size") == "small" or blockwise.blocked
-    return _norm(call, [composed, blockwise] if small else [blockwise, composed])
-
-
-def _layer_norm(call: Call) -> list[Candidate]:
-    native = Candidate("torch", "torch's own LayerNorm is one fused pass each way", _norm_torch(call))
-    # Its CPU backward adds up the gradients of weight and bias row by row, in x's dtype.
-    exact = not call.has("learns") or (call.dtype == torch.float32 and call.features.get("rows") == "few")
-    return _norm(call, [native, _norm_cpu(call)] if exact else [_norm_cpu(call), native])
-
-
-def _crms_norm(call: Call) -> list[Candidate]:
-    small = call.features.get("size") == "small"
-    return _norm(call, [] if small else [_norm_cpu(call)], last=[_norm_cpu(call)] if small else [])
-
-
-def _norm(call: Call, middle: list[Candidate], last: Sequence[Candidate] = ()) -> list[Candidate]:
-    blocked = triton_blocked(call)
-    if not blocked and call.features.get("row") == "long":
-        blocked = "the kernels take rows of at most 8192 elements"
-    kernel = Candidate("triton", "one fused pass over the rows each way, with the residual", blocked)
-    if call.features.get("row") == "short":
-        why = "rows of fewer than 16 elements cancel in the gradient: the plain formula bears it best"
-        return [Candidate("reference", why), kernel, *middle, *last]
-    return [
-        kernel,
-        *middle,
-        Candidate("reference", "no faster path takes this call: the plain formula"),
-        *last,
-    ]
-
-
-def _norm_cpu(call: Call) -> Candidate:
-    blocked = _cpu(call, "")
-    if not blocked and call.dtype not in _HALF_OR_SINGLE:
-        blocked = f"its statistics are float32, and the tensors are {_name(call.dtype)}"
-    return Candidate("cpu", "the backward goes block by block in the cache, with steady sums", blocked)
-
-
-def _norm_torch(call: Call) -> str:
-    return "torch wants weight and bias in the dtype of x" if call.has("mixed") else ""
-
-
-_CLAUSES: dict[str, Callable[[Call], list[Candidate]]] = {
-    "attention": _attention,
-    "rms_norm": _rms_norm,
-    "layer_norm": _layer_norm,
-    "crms_norm": _crms_norm,
+# Each op and the folder of core/ops that holds it; the folder's backends.py has a clause by the op's name.
+OPS = {
+    "attention": "attention",
+    "auto_correlation": "auto_correlation",
+    "continuous_integrate_and_fire": "continuous_integrate_and_fire",
+    "crms_norm": "norm",
+    "decay_attention": "decay_attention",
+    "delta_rule": "delta_rule",
+    "depthwise_conv1d": "depthwise_conv1d",
+    "fft_conv": "fft_conv",
+    "gated_attention_unit": "gated_attention_unit",
+    "layer_norm": "norm",
+    "linear_attention": "linear_attention",
+    "local_attention": "local_attention",
+    "prob_sparse_attention": "prob_sparse_attention",
+    "rms_norm": "norm",
+    "segment_attention": "segment_attention",
+    "selective_scan": "selective_scan",
+    "varlen_attention": "varlen_attention",
+    "window_attention": "window_attention",
 }
 
 
@@ -227,7 +189,7 @@ def explain(op: str, *, device: str, dtype: torch.dtype, **features: Feature) ->
           not triton: it needs a CUDA device, and the tensors are on cpu
     """
     choice = choose(op, device=device, dtype=dtype, **features)
-    lines = [f"{op} on {device} {_name(dtype)} -> {choice.backend}: {choice.reason}"]
+    lines = [f"{op} on {device} {name_of(dtype)} -> {choice.backend}: {choice.reason}"]
     for candidate in _candidates(op, device, dtype, features):
         if candidate.backend == choice.backend:
             break
@@ -289,11 +251,13 @@ def _check(backend: str, op: str | None, source: str) -> None:
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
         raise UsageError(f"{source}: no backend {backend!r}{hint} (backends: {', '.join(BACKENDS)})")
-    if op is not None and op not in _CLAUSES:
-        raise UsageError(f"{source}: no op {op!r}{did_you_mean(op, _CLAUSES)} (ops: {', '.join(_CLAUSES)})")
+    if op is not None and op not in OPS:
+        raise UsageError(f"{source}: no op {op!r}{did_you_mean(op, OPS)} (ops: {', '.join(OPS)})")
 
 
 def _candidates(op: str, device: str, dtype: torch.dtype, features: dict[str, Feature]) -> list[Candidate]:
-    if op not in _CLAUSES:
-        raise UsageError(f"no op {op!r}{did_you_mean(op, _CLAUSES)} (ops: {', '.join(_CLAUSES)})")
-    return _CLAUSES[op](Call(device, dtype, features))
+    if op not in OPS:
+        raise UsageError(f"no op {op!r}{did_you_mean(op, OPS)} (ops: {', '.join(OPS)})")
+    clauses = importlib.import_module(f"manyheads.core.ops.{OPS[op]}.backends")
+    found: list[Candidate] = getattr(clauses, op)(Call(device, dtype, features))
+    return found

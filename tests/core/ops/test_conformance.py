@@ -1,6 +1,6 @@
 """What every op's folder must have: files, a reference with the public arguments, dispatch, a gate list.
 
-A new op with kernels joins by its name in `core.aot.KERNEL_OPS` and its functions in `core.ops.__all__`.
+A new op joins by its name in `core.dispatch.OPS` and its functions in `core.ops.__all__`.
 """
 
 from __future__ import annotations
@@ -14,40 +14,31 @@ import torch
 
 from manyheads.core import ops
 from manyheads.core.aot import ARCHITECTURES, KERNEL_OPS
-from manyheads.core.dispatch import BACKENDS, choose, triton_installed
+from manyheads.core.dispatch import BACKENDS, OPS, choose, triton_installed
 
-FILES = {
-    "__init__.py",
-    "reference.py",
-    "cpu.py",
-    "custom_op.py",
-    "triton.py",
-    "triton_kernels.py",
-    "README.md",
-}
-FUNCTIONS = [
-    (op, name) for op in KERNEL_OPS for name in importlib.import_module(f"manyheads.core.ops.{op}").__all__
-]
-FUNCTIONS = [(op, name) for op, name in FUNCTIONS if name in ops.__all__]
+FILES = {"__init__.py", "reference.py", "backends.py", "README.md"}
+KERNEL_FILES = {"custom_op.py", "triton.py", "triton_kernels.py"}
+FUNCTIONS = sorted(OPS.items())
 
 
-@pytest.mark.parametrize("op", KERNEL_OPS)
-def test_folder(op):
-    package = importlib.import_module(f"manyheads.core.ops.{op}")
-    missing = FILES - {file.name for file in Path(package.__file__).parent.iterdir()}
+@pytest.mark.parametrize("folder", sorted(set(OPS.values())))
+def test_folder(folder):
+    package = importlib.import_module(f"manyheads.core.ops.{folder}")
+    wanted = FILES | (KERNEL_FILES if folder in KERNEL_OPS else set())
+    missing = wanted - {file.name for file in Path(package.__file__).parent.iterdir()}
     assert not missing
 
 
 def test_every_op_is_exported():
-    assert {op for op, _ in FUNCTIONS} == set(KERNEL_OPS)
+    assert set(OPS) <= set(ops.__all__)
     assert ops.__all__ == sorted(ops.__all__)
 
 
-@pytest.mark.parametrize(("op", "name"), FUNCTIONS)
-def test_the_reference_takes_the_public_arguments(op, name):
+@pytest.mark.parametrize(("name", "folder"), FUNCTIONS)
+def test_the_reference_takes_the_public_arguments(name, folder):
     """Same names, order, kinds and defaults, so that a test, or a user, can put one in the other's place."""
     public = inspect.signature(getattr(ops, name)).parameters
-    reference = importlib.import_module(f"manyheads.core.ops.{op}.reference")
+    reference = importlib.import_module(f"manyheads.core.ops.{folder}.reference")
     plain = inspect.signature(getattr(reference, name)).parameters
     assert [(p.name, p.kind, p.default) for p in public.values()] == [
         (p.name, p.kind, p.default) for p in plain.values() if p.name in public
@@ -55,12 +46,12 @@ def test_the_reference_takes_the_public_arguments(op, name):
     assert all(p.default is not p.empty for p in plain.values() if p.name not in public)
 
 
-@pytest.mark.parametrize(("op", "name"), FUNCTIONS)
-def test_dispatch_and_documentation(op, name):
+@pytest.mark.parametrize(("name", "folder"), FUNCTIONS)
+def test_dispatch_and_documentation(name, folder):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert choose(name, device="cpu", dtype=dtype).backend in set(BACKENDS) - {"triton"}
     documented = inspect.getdoc(getattr(ops, name))
-    assert all(part in documented for part in ("Source:", "arXiv"))
+    assert "Source:" in documented
 
 
 @pytest.mark.skipif(not triton_installed(), reason="needs triton")
