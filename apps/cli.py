@@ -19,7 +19,7 @@ from manyheads.apps import options
 from manyheads.core.catalog import DOMAINS, arguments, entries, find
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
-COMMANDS = ("quickstart", "predict", "models", "data", *DOMAINS)
+COMMANDS = ("quickstart", "predict", "models", "data", "doctor", *DOMAINS)
 INTERRUPTED = 130
 
 
@@ -63,6 +63,7 @@ def _top() -> Parser:
   predict                run a model over files as a resumable batch job
   models                 list the catalogue, or show one model
   data                   list the data sets, or fetch one
+  doctor                 versions, devices, and the backend that each op takes here
 
 `manyheads COMMAND --help` shows a command's options; `--debug` before or after it shows tracebacks.""",
     )
@@ -207,6 +208,32 @@ def _show_bytes(received: int, total: int) -> None:
         print(f"\r{received / 1e6:.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
 
 
+def doctor(args: Sequence[str]) -> int:
+    """Say what this machine has and which backend each op takes."""
+    parser = _parser(
+        "doctor", "Versions, devices, and for each op of the core the backend it takes, and why."
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="as if for tensors there (default: the best)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
+    parser.add_argument("--verbose", action="store_true", help="also why the better backends stand back")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parsed = parser.parse(args)
+    import torch
+
+    from manyheads.apps import doctor as report
+
+    device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, parsed.dtype)
+    print(
+        json.dumps(report.as_json(device, dtype))
+        if parsed.json
+        else report.text(device, dtype, parsed.verbose)
+    )
+    return 0
+
+
 def domain(name: str, args: Sequence[str]) -> int:
     """Run `manyheads DOMAIN fit|validate|test|predict`."""
     if not args or args[0] in ("-h", "--help"):
@@ -229,7 +256,7 @@ def dispatch(args: Sequence[str]) -> int:
     command, rest = args[0], args[1:]
     if command in DOMAINS:
         return domain(command, rest)
-    commands = {"quickstart": quickstart, "predict": predict, "models": models, "data": data}
+    commands = {f.__name__: f for f in (quickstart, predict, models, data, doctor)}
     if command in commands:
         return commands[command](rest)
     if not command.startswith("-"):
