@@ -85,7 +85,5 @@ def text(device: str, dtype: torch.dtype, verbose: bool) -> str:
             lines += [f"  {'':{width}}             {line}" for line in row.passed_over]
     if not verbose:
         lines += ["", "`manyheads doctor --verbose` also says why the backends before stand back;"]
-        lines += [
-            "MANYHEADS_BACKEND=reference forces one everywhere, selective_scan=cpu for an op (a comma between)."
-        ]
+        lines += ["MANYHEADS_BACKEND=reference forces one everywhere, =selective_scan=cpu for one op."]
     return "\n".join(lines)
