@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
-from manyheads.core.ops.depthwise_conv1d import plain, reference
+from manyheads.core.ops.depthwise_conv1d import custom_op, plain, reference
 
 __all__ = ["depthwise_conv1d", "depthwise_conv1d_step"]
 
@@ -122,7 +122,7 @@ def depthwise_conv1d(
             cu_seqlens=cu_seqlens,
         )
     past = None if initial_state is None else initial_state.to(x.dtype).transpose(1, 2)  # [B, W - 1, D]
-    y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu")
+    y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu", backend)
     return (y, _last(x, past, weight.shape[1] - 1, reverse, cu_seqlens)) if return_state else y
 
 
@@ -135,6 +135,7 @@ def _forward(
     causal: bool,
     reverse: bool,
     silu: bool,
+    backend: str,
 ) -> Tensor:
     width = weight.shape[1]
     left = width - 1 if causal else (width - 1) // 2
@@ -142,7 +143,9 @@ def _forward(
         if past is not None:
             past = past.flip(1)
         left, weight = width - 1 - left, weight.flip(1)
-    return plain.convolve(x, weight, bias, past, cu_seqlens, left, silu)
+    if backend == "torch":
+        return plain.convolve(x, weight, bias, past, cu_seqlens, left, silu)
+    return custom_op.convolve(x, weight, bias, past, cu_seqlens, left, silu, backend)
 
 
 def _last(x: Tensor, past: Tensor | None, count: int, reverse: bool, cu_seqlens: Tensor | None) -> Tensor:
