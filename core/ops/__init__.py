@@ -1,14 +1,20 @@
 """The public operations. Layout: B batch, N tokens, H heads, D head dim, L length; docs give shapes."""
 
 from manyheads.core.ops.attention import attention
+from manyheads.core.ops.auto_correlation import auto_correlation
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.norm import crms_norm, layer_norm, rms_norm
+from manyheads.core.ops.segment_attention import EdgeOrder, edge_order, segment_attention
 
 __all__ = [
+    "EdgeOrder",
     "attention",
+    "auto_correlation",
     "crms_norm",
     "depthwise_conv1d",
     "depthwise_conv1d_step",
+    "edge_order",
     "layer_norm",
     "rms_norm",
+    "segment_attention",
 ]
