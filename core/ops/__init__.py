@@ -2,19 +2,28 @@
 
 from manyheads.core.ops.attention import attention
 from manyheads.core.ops.auto_correlation import auto_correlation
+from manyheads.core.ops.decay_attention import decay_attention, decay_attention_step
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
+from manyheads.core.ops.linear_attention import LinearState, linear_attention, linear_attention_step
 from manyheads.core.ops.norm import crms_norm, layer_norm, rms_norm
 from manyheads.core.ops.segment_attention import EdgeOrder, edge_order, segment_attention
+from manyheads.core.ops.varlen_attention import varlen_attention
 
 __all__ = [
     "EdgeOrder",
+    "LinearState",
     "attention",
     "auto_correlation",
     "crms_norm",
+    "decay_attention",
+    "decay_attention_step",
     "depthwise_conv1d",
     "depthwise_conv1d_step",
     "edge_order",
     "layer_norm",
+    "linear_attention",
+    "linear_attention_step",
     "rms_norm",
     "segment_attention",
+    "varlen_attention",
 ]

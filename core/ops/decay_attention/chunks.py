@@ -1,0 +1,132 @@
+"""How the CPU path lays tokens out in chunks, and the scan that carries states from chunk to chunk.
+
+Every sequence is cut into chunks of `size` tokens; its last one is filled up with zeros, which leave a state
+as it is (no key, and a log-decay of zero). Chunks of all sequences lie one after the other, `[N, size, ...]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manyheads.core import parallel
+
+# Elements of the largest temporary of one part: with its few companions it stays in a core's own cache.
+_PART = 1 << 16
+
+Index = slice | Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Chunks of a batch.
+
+    Attributes:
+        size: Tokens of a chunk.
+        chunks: How many chunks there are, N.
+        sequences: How many sequences there are: the batch, or the packed ones.
+        steps: Chunks that stand at the same place of their sequences, and those sequences, first place first.
+        shape: (B, L) of the tokens.
+        slots: Where each packed token lies in the chunks; None where sequences have one length.
+    """
+
+    size: int
+    chunks: int
+    sequences: int
+    steps: Sequence[tuple[Index, Index]]
+    shape: tuple[int, int]
+    slots: Tensor | None = None
+
+    def split(self, x: Tensor) -> Tensor:
+        """Lay tokens `[B, L, ...]` out in chunks, float32 `[N, size, ...]`."""
+        rest = x.shape[2:]
+        if self.slots is not None:
+            out = torch.zeros(self.chunks * self.size, *rest)
+            out[self.slots] = x[0].float()
+            return out.view(self.chunks, self.size, *rest)
+        missing = -x.shape[1] % self.size
+        if missing:
+            x = F.pad(x, (0, 0) * len(rest) + (0, missing))
+        return x.float().reshape(self.chunks, self.size, *rest)
+
+    def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Put chunks back in line: `[N, size, ...]` to `[B, L, ...]`."""
+        rest = x.shape[2:]
+        if self.slots is not None:
+            return x.flatten(0, 1)[self.slots].to(dtype)[None]
+        batch, length = self.shape
+        return x.reshape(batch, -1, *rest)[:, :length].to(dtype, memory_format=torch.contiguous_format)
+
+
+def layout(batch: int, length: int, cu_seqlens: Tensor | None, size: int) -> Layout:
+    """Cut a batch of equal sequences, or the packed ones that cu_seqlens bounds, into chunks."""
+    if cu_seqlens is None:
+        size = min(size, max(16, 1 << (length - 1).bit_length()))
+        each = -(-length // size)
+        steps = [(slice(t, None, each), slice(None)) for t in range(each)]
+        return Layout(size, batch * each, batch, steps, (batch, length))
+    start = cu_seqlens[:-1].long()
+    counts = (cu_seqlens.diff().long() + size - 1) // size
+    first = counts.cumsum(0) - counts  # [S], each sequence's first chunk
+    lengths = cu_seqlens.diff().long()
+    slots = torch.arange(length) + torch.repeat_interleave(first * size - start, lengths)
+    most = int(counts.max()) if counts.numel() else 0
+    rows = [(counts > t).nonzero()[:, 0] for t in range(most)]
+    packed = [(first[found] + t, found) for t, found in enumerate(rows)]
+    return Layout(size, int(counts.sum()), len(counts), packed, (batch, length), slots)
+
+
+def most_chunks(length: int, sequences: int, size: int) -> int:
+    """The most chunks that sequences of so many tokens together may take."""
+    return length // size + sequences
+
+
+def scan(
+    states: Tensor, decay: Tensor | None, state: Tensor, steps: Sequence[tuple[Index, Index]], reverse: bool
+) -> Tensor:
+    """Carry states along the chunks; what each chunk adds gives way to the state that it meets.
+
+    Args:
+        states: What each chunk adds; afterwards the state before each chunk.
+        decay: What a state is multiplied with on its way through a chunk; None for one.
+        state: Before the first chunk.
+        steps: The layout's.
+        reverse: Go from the last chunk to the first.
+
+    Shape:
+        states `[G, N, K, h, V]`; decay `[G, N, 1 or K, h, 1]`; state and the result `[G, S, K, h, V]`.
+
+    Returns:
+        The state after the last chunk of each sequence.
+    """
+    last = state.clone()
+    for chunks, rows in reversed(steps) if reverse else steps:
+        before, added = last[:, rows], states[:, chunks]
+        after = before + added if decay is None else torch.addcmul(added, before, decay[:, chunks])
+        states[:, chunks] = before
+        last[:, rows] = after
+    return last
+
+
+def each_part(groups: int, chunks: int, weight: int, work: Callable[[int, slice], None]) -> None:
+    """Run `work(group, chunks)` for all groups and ranges of chunks, parts side by side.
+
+    Args:
+        weight: Elements of a chunk's largest temporary.
+    """
+    count = max(1, _PART // weight)
+    ranges = [slice(i, min(i + count, chunks)) for i in range(0, chunks, count)]
+    parts = [(group, found) for group in range(groups) for found in ranges]
+    if groups * chunks * weight <= _PART:  # not worth a hand-over
+        for group, found in parts:
+            work(group, found)
+        return
+
+    def part(group: int, found: slice) -> Callable[[], None]:
+        return lambda: work(group, found)
+
+    parallel.run([part(*x) for x in parts])

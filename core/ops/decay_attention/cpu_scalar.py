@@ -1,0 +1,222 @@
+"""Chunked linear attention with one decay a head and step (or none), on a CPU: matrix products of chunks.
+
+README.md has the derivation. q and k have G heads, of which each serves h of the H = G h heads of v.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manyheads.core.ops.decay_attention.chunks import Layout, each_part, scan
+
+# exp of less is zero, and so are sums of it that float64 holds exactly.
+_LEAST = -1e4
+# Smaller products with a weight are subnormal, which costs a processor a hundred times a normal product.
+_TINY = 1e-37
+
+
+class Gates(NamedTuple):
+    """What the log-decays of a chunk amount to.
+
+    Attributes:
+        total: Sums of log-decays from the chunk's beginning (its end when reversed), `[N, c, G, h]`, float64.
+        prefix: What is left at a step of the state before the chunk, `[N, c, G, h]`.
+        suffix: What is left of a step's own product after the chunk, `[N, c, G, h]`.
+        whole: What is left after the chunk of the state before it, `[G, N, 1, h, 1]`.
+    """
+
+    total: Tensor
+    prefix: Tensor
+    suffix: Tensor
+    whole: Tensor
+
+
+def gates(log_decay: Tensor, reverse: bool) -> Gates:
+    """Sum up a chunk's log-decays `[N, c, G, h]`.
+
+    The sums are float64: the difference of two float32 sums would carry the rounding of both.
+    """
+    steps = log_decay.double().clamp(min=_LEAST)
+    total = _backwards(steps) if reverse else steps.cumsum(1)
+    whole = total[:, :1] if reverse else total[:, -1:]  # [N, 1, G, h]
+    prefix, suffix, through = (_weights(x) for x in (total, whole - total, whole))
+    return Gates(total, prefix, suffix, through[:, 0].movedim(0, 1)[:, :, None, :, None])
+
+
+def _backwards(x: Tensor) -> Tensor:
+    return x.flip(1).cumsum(1).flip(1)
+
+
+def _weights(exponent: Tensor) -> Tensor:
+    return torch.threshold_(exponent.float().exp_(), _TINY, 0.0)
+
+
+def decay_matrix(total: Tensor, reverse: bool) -> Tensor:
+    """What is left at step i of step j's product, zero where i comes first: `[m, c, h]` to `[m, h, c, c]`."""
+    sums = total.transpose(1, 2)
+    found = _weights(sums[..., :, None] - sums[..., None, :])
+    return found.triu_() if reverse else found.tril_()
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Gates | None,
+    state: Tensor,
+    scale: float,
+    reverse: bool,
+    plan: Layout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute outputs, the last state of each sequence and the state before each chunk.
+
+    Shape:
+        q, k `[N, c, G, K]`; v `[N, c, G, h, V]`; state, last `[G, S, K, h, V]`; out as v; states
+        `[G, N, K, h, V]`.
+    """
+    chunks, size, groups, _ = q.shape
+    shared, width = v.shape[3:]
+    states = torch.empty(groups, chunks, q.shape[3], shared, width)
+
+    def add(g: int, at: slice) -> None:
+        value = v[at, :, g] if gate is None else v[at, :, g] * gate.suffix[at, :, g, :, None]
+        torch.bmm(k[at, :, g].transpose(1, 2), value.flatten(2), out=states[g, at].flatten(2))
+
+    weight = shared * size * max(size, width)
+    each_part(groups, chunks, weight, add)
+    last = scan(states, None if gate is None else gate.whole, state, plan.steps, reverse)
+    out = torch.empty_like(v)
+
+    def attend(g: int, at: slice) -> None:
+        scores = _scores(q[at, :, g], k[at, :, g], scale)
+        weights = _weigh(scores, gate, g, at, reverse)
+        near = weights @ v[at, :, g].transpose(1, 2)  # [m, h, c, V]
+        far = _far(q[at, :, g], states[g, at], scale, gate, g, at)
+        torch.add(far, near.transpose(1, 2), out=out[at, :, g])
+
+    each_part(groups, chunks, weight, attend)
+    return out, last, states
+
+
+def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale)  # [m, c, c]
+
+
+def _weigh(scores: Tensor, gate: Gates | None, g: int, at: slice, reverse: bool) -> Tensor:
+    """The scores with their decay, `[m, h, c, c]`."""
+    if gate is None:
+        return (scores.triu() if reverse else scores.tril())[:, None]
+    return decay_matrix(gate.total[at, :, g], reverse).mul_(scores[:, None])
+
+
+def _far(q: Tensor, states: Tensor, scale: float, gate: Gates | None, g: int, at: slice) -> Tensor:
+    """What the queries read from the states before their chunks, `[m, c, h, V]`."""
+    found = torch.baddbmm(q.new_zeros(()), q, states.flatten(2), beta=0, alpha=scale)
+    found = found.view(*q.shape[:2], *states.shape[2:])
+    return found if gate is None else found.mul_(gate.prefix[at, :, g, :, None])
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Gates | None,
+    states: Tensor,
+    grad_last: Tensor,
+    scale: float,
+    reverse: bool,
+    plan: Layout,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Pull the gradients of the outputs and of the last states back.
+
+    Args:
+        states: The state before each chunk, from `forward`.
+
+    Shape:
+        grad as v; grad_last as the state; the rest as in `forward`.
+
+    Returns:
+        The gradients of q, k, v, of the log-decays `[N, c, G, h]` (None without) and of the first states.
+    """
+    chunks, size, groups, _ = q.shape
+    shared, width = v.shape[3:]
+    pulls = torch.empty_like(states)  # first what a chunk adds to the state's gradient, then what it meets
+
+    def add(g: int, at: slice) -> None:
+        pull = grad[at, :, g] if gate is None else grad[at, :, g] * gate.prefix[at, :, g, :, None]
+        found = pulls[g, at].flatten(2)
+        torch.baddbmm(found, q[at, :, g].transpose(1, 2), pull.flatten(2), beta=0, alpha=scale, out=found)
+
+    weight = shared * size * max(size, width)
+    each_part(groups, chunks, weight, add)
+    whole = None if gate is None else gate.whole
+    first = scan(pulls, whole, grad_last, plan.steps, not reverse)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    steps = None if gate is None else torch.empty_like(gate.total)
+
+    def pull_back(g: int, at: slice) -> None:
+        part = (grad[at, :, g], q[at, :, g], k[at, :, g], v[at, :, g], states[g, at], pulls[g, at])
+        found = _pull_part(*part, gate, g, at, scale, reverse)
+        dq[at, :, g], dk[at, :, g], dv[at, :, g] = found[:3]
+        if steps is not None and found[3] is not None:
+            steps[at, :, g] = found[3]
+
+    each_part(groups, chunks, weight, pull_back)
+    return dq, dk, dv, steps, first
+
+
+def _pull_part(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    states: Tensor,
+    pulls: Tensor,
+    gate: Gates | None,
+    g: int,
+    at: slice,
+    scale: float,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradients of the chunks `at` of one group; shapes as in `forward`, without the group."""
+    weights = _weigh(_scores(q, k, scale), gate, g, at, reverse)  # [m, h, c, c]
+    row = grad.transpose(1, 2)  # [m, h, c, V]
+    near = row @ v.transpose(1, 2).mT  # [m, h, c, c]
+    reach = torch.bmm(k, pulls.flatten(2)).view(v.shape)  # [m, c, h, V]
+    if gate is None:
+        near = near.triu_() if reverse else near.tril_()
+        from_state, to_state, ddecay = grad, v, None
+    else:
+        prefix, suffix = gate.prefix[at, :, g, :, None], gate.suffix[at, :, g, :, None]
+        reach = reach.mul_(suffix)
+        read = _far(q, states, scale, gate, g, at).mul_(grad).sum(-1).double()  # [m, c, h]
+        kept = (reach * v).sum(-1).double()
+        through = gate.whole[g, at, 0, :, 0] * (states * pulls).sum((1, 3))  # [m, h]
+        ddecay = _pull_decay(weights * near, read, kept, through, reverse)
+        near = near.mul_(decay_matrix(gate.total[at, :, g], reverse))
+        from_state, to_state = grad * prefix, v * suffix
+    dv = reach.add_((weights.mT @ row).transpose(1, 2))
+    score = near.sum(1)  # [m, c, c]
+    dq = torch.bmm(from_state.flatten(2), states.flatten(2).mT).baddbmm_(score, k).mul_(scale)
+    dk = torch.bmm(to_state.flatten(2), pulls.flatten(2).mT).baddbmm_(score.mT, q, alpha=scale)
+    return dq, dk, dv, ddecay
+
+
+def _pull_decay(pairs: Tensor, read: Tensor, kept: Tensor, through: Tensor, reverse: bool) -> Tensor:
+    """The gradient of each step's log-decay, `[m, c, h]`.
+
+    Args:
+        pairs: The gradient of each pair's exponent, `[m, h, c, c]`; a step counts for the pairs across it.
+        read: That of the exponent between the state before the chunk and each step, `[m, c, h]`.
+        kept: That of the exponent between each step and the chunk's end, `[m, c, h]`.
+        through: That of the whole chunk's, `[m, h]`.
+    """
+    pairs.diagonal(dim1=-2, dim2=-1).zero_()  # a step's own product has no decay
+    ends = (pairs.sum(-1, dtype=torch.float64) - pairs.sum(-2, dtype=torch.float64)).transpose(1, 2) + read
+    if reverse:
+        return ends.cumsum(1) + _backwards(kept) - kept + through[:, None]
+    return _backwards(ends) + kept.cumsum(1) - kept + through[:, None]
