@@ -26,6 +26,7 @@ def cases(device: str) -> Iterator[Case]:
             torch.randn(shape, device=device, dtype=dtype)
             for shape in ((batch, length, dim), (dim, width), (dim,))
         ]
+        words = f"{'causal' if causal else 'centred'} {activation or ''}".strip()
         ours, theirs = _ours(causal, activation), _theirs(causal, activation)
         for name, run in (("forward", inference), ("forward+backward", training)):
             steps = []
@@ -33,7 +34,7 @@ def cases(device: str) -> Iterator[Case]:
                 torch.manual_seed(0)  # the same cotangent for both
                 steps.append(run(function, *inputs))
             yield Case(
-                name=f"depthwise_conv1d {name}, {'causal' if causal else 'centred'} {activation or ''}".strip(),
+                name=f"depthwise_conv1d {name}, {words}",
                 shape=f"B{batch} L{length} D{dim} W{width}",
                 peer=PEER,
                 ours=steps[0],

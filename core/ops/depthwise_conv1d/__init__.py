@@ -108,7 +108,8 @@ def depthwise_conv1d(
     _check(x, weight, bias, causal, activation, initial_state, return_state, cu_seqlens)
     given = [t for t in (x, weight, bias, initial_state) if t is not None]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    backend = choose("depthwise_conv1d", device=x.device.type, dtype=x.dtype, learns=learns).backend
+    size = "small" if x.numel() < 1 << 14 else "large"  # in words: torch.compile takes it for a constant
+    backend = choose("depthwise_conv1d", device=x.device.type, dtype=x.dtype, size=size).backend
     if backend == "reference" or not x.numel():
         return reference.depthwise_conv1d(
             x,
@@ -122,7 +123,7 @@ def depthwise_conv1d(
             cu_seqlens=cu_seqlens,
         )
     past = None if initial_state is None else initial_state.to(x.dtype).transpose(1, 2)  # [B, W - 1, D]
-    y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu", backend)
+    y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu", backend, learns)
     return (y, _last(x, past, weight.shape[1] - 1, reverse, cu_seqlens)) if return_state else y
 
 
@@ -136,6 +137,7 @@ def _forward(
     reverse: bool,
     silu: bool,
     backend: str,
+    learns: bool,
 ) -> Tensor:
     width = weight.shape[1]
     left = width - 1 if causal else (width - 1) // 2
@@ -145,6 +147,10 @@ def _forward(
         left, weight = width - 1 - left, weight.flip(1)
     if backend == "torch":
         return plain.convolve(x, weight, bias, past, cu_seqlens, left, silu)
+    if backend == "numba" and not learns and not torch.compiler.is_compiling():
+        from manyheads.core.ops.depthwise_conv1d import numba  # without gradients the loops need no op around
+
+        return numba.forward(x, weight, bias, past, cu_seqlens, left, silu)
     return custom_op.convolve(x, weight, bias, past, cu_seqlens, left, silu, backend)
 
 

@@ -103,7 +103,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _pull_back(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, weight, bias, past, _ = ctx.saved_tensors
+    _, weight, bias, past, _ = ctx.saved_tensors
     _, wants_weight, wants_bias, wants_past, *_ = ctx.needs_input_grad
     vectors = wants_weight or wants_bias or wants_past
     options = (ctx.left, ctx.silu, vectors, ctx.backend)
