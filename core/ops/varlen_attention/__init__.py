@@ -32,8 +32,8 @@ def varlen_attention(
         q: Queries of all sequences.
         k: Keys; fewer heads than the queries' share them in groups (grouped-query attention).
         v: Values.
-        cu_seqlens_q: Each sequence's first row of q, and the end of the last: 0, L1, L1 + L2, ..., T. An empty
-            sequence is allowed. Values are checked on a CPU; on a GPU wrong ones give wrong results.
+        cu_seqlens_q: Each sequence's first row of q, and the end of the last: 0, L1, L1 + L2, ..., T. An
+            empty sequence is allowed. Values are checked on a CPU; on a GPU wrong ones give wrong results.
         cu_seqlens_k: The same of k and v; None means the queries'.
         bias: Added to the scores by relative position, with its gradient: key j and query i of a sequence get
             `bias[h, clip(j - i, -M, M) + M]`. Positions count from the end: a sequence's last query stands at

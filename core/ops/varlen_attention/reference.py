@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def offsets(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
         ValueError: They do not start at 0, fall somewhere, or do not end at `total`.
     """
     found: list[int] = cu_seqlens.tolist()
-    if found[0] != 0 or found[-1] != total or any(a > b for a, b in zip(found, found[1:], strict=False)):
+    if found[0] != 0 or found[-1] != total or any(a > b for a, b in pairwise(found)):
         raise ValueError(f"varlen_attention: {name} must rise from 0 to {total}, not {found[:8]}")
     return found
 

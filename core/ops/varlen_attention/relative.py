@@ -17,7 +17,7 @@ class Relative:
     """What is added to the scores, for every distance that occurs, from the farthest key after a query on.
 
     Attributes:
-        values: `[H or 1, L]`; entry e belongs to the distance `ahead - e` (key minus query), -inf if not seen.
+        values: `[H or 1, L]`; entry e belongs to the distance `ahead - e` (key minus query); -inf: not seen.
         ahead: The largest distance.
         causal: Whether distances above zero are not seen.
         plain: Whether there is no table, just the causal mask.
