@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from manyheads.core.ops.attention import attention, reference
+from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d
+from manyheads.core.ops.depthwise_conv1d.reference import depthwise_conv1d as plain_conv1d
 
 
 @dataclass
@@ -55,5 +57,53 @@ def attention_case() -> Callable[..., AttentionCase]:
         if mask is not None:
             options["mask"] = (torch.rand(*mask, generator=generator) > 0.4).to(device)
         return AttentionCase(inputs, options)
+
+    return build
+
+
+@dataclass
+class ConvCase:
+    """Inputs of one depthwise_conv1d call (x, weight, bias and, in some forms, the state) and its options."""
+
+    inputs: list[Tensor]
+    options: dict[str, Any]
+
+    def op(self, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None = None) -> Any:
+        return depthwise_conv1d(x, weight, bias, initial_state=state, **self.options)
+
+    def reference(self, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None = None) -> Any:
+        return plain_conv1d(x, weight, bias, initial_state=state, **self.options)
+
+
+@pytest.fixture
+def conv_case() -> Callable[..., ConvCase]:
+    """Build a case from its form in words: "state, silu" is causal, with states, and SiLU."""
+
+    def build(
+        form: str,
+        length: int,
+        dim: int,
+        width: int,
+        *,
+        cu_seqlens: list[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> ConvCase:
+        generator = torch.Generator().manual_seed(length + 1000 * width)
+        batch = 1 if cu_seqlens else 2
+        count = len(cu_seqlens) - 1 if cu_seqlens else batch
+        shapes = [(batch, length, dim), (dim, width), (dim,)] + [(count, dim, width - 1)] * ("state" in form)
+        inputs = [
+            torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes
+        ]
+        options: dict[str, Any] = {
+            "causal": "centred" not in form,
+            "reverse": "reverse" in form,
+            "activation": "silu" if "silu" in form else None,
+            "return_state": "state" in form,
+        }
+        if cu_seqlens:
+            options["cu_seqlens"] = torch.tensor(cu_seqlens, dtype=torch.int32, device=device)
+        return ConvCase(inputs, options)
 
     return build

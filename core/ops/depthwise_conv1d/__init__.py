@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
-from manyheads.core.ops.depthwise_conv1d import custom_op, plain, reference
+from manyheads.core.ops.depthwise_conv1d import cpu, custom_op, reference
 
 __all__ = ["depthwise_conv1d", "depthwise_conv1d_step"]
 
@@ -108,8 +108,7 @@ def depthwise_conv1d(
     _check(x, weight, bias, causal, activation, initial_state, return_state, cu_seqlens)
     given = [t for t in (x, weight, bias, initial_state) if t is not None]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    size = "small" if x.numel() < 1 << 14 else "large"  # in words: torch.compile takes it for a constant
-    backend = choose("depthwise_conv1d", device=x.device.type, dtype=x.dtype, size=size).backend
+    backend = choose("depthwise_conv1d", device=x.device.type, dtype=x.dtype).backend
     if backend == "reference" or not x.numel():
         return reference.depthwise_conv1d(
             x,
@@ -124,7 +123,9 @@ def depthwise_conv1d(
         )
     past = None if initial_state is None else initial_state.to(x.dtype).transpose(1, 2)  # [B, W - 1, D]
     y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu", backend, learns)
-    return (y, _last(x, past, weight.shape[1] - 1, reverse, cu_seqlens)) if return_state else y
+    if not return_state:
+        return y
+    return y, _last(x, past, weight.shape[1] - 1, reverse, cu_seqlens).transpose(1, 2).contiguous()
 
 
 def _forward(
@@ -145,24 +146,25 @@ def _forward(
         if past is not None:
             past = past.flip(1)
         left, weight = width - 1 - left, weight.flip(1)
-    if backend == "torch":
-        return plain.convolve(x, weight, bias, past, cu_seqlens, left, silu)
-    if backend == "numba" and not learns and not torch.compiler.is_compiling():
-        from manyheads.core.ops.depthwise_conv1d import numba  # without gradients the loops need no op around
+    given = (x, weight, bias, past, cu_seqlens, left, silu)
+    if learns or backend == "triton" or torch.compiler.is_compiling():
+        return custom_op.convolve(*given, backend)
+    if backend == "cpu":  # without gradients it needs no op around it
+        return cpu.forward(*given)
+    from manyheads.core.ops.depthwise_conv1d import numba
 
-        return numba.forward(x, weight, bias, past, cu_seqlens, left, silu)
-    return custom_op.convolve(x, weight, bias, past, cu_seqlens, left, silu, backend)
+    return numba.forward(*given)
 
 
 def _last(x: Tensor, past: Tensor | None, count: int, reverse: bool, cu_seqlens: Tensor | None) -> Tensor:
-    """The last `count` inputs of each sequence, and before its first the past: [B, D, count]."""
+    """The last `count` inputs of each sequence, and before its first the past: [B, count, D]."""
     if cu_seqlens is None:
         near = min(count, x.shape[1])
         rows = x[:, :near].flip(1) if reverse else x[:, x.shape[1] - near :]
         if near == count:
-            return rows.transpose(1, 2)
+            return rows
         before = x.new_zeros(x.shape[0], count, x.shape[2]) if past is None else past
-        return torch.cat([before[:, near:], rows], 1).transpose(1, 2)
+        return torch.cat([before[:, near:], rows], 1)
     starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     back = torch.arange(count, 0, -1, device=x.device)  # how far before the end (W-1 .. 1)
     age = back - (ends - starts)  # [S, count]; above 0: before the first token
@@ -170,10 +172,10 @@ def _last(x: Tensor, past: Tensor | None, count: int, reverse: bool, cu_seqlens:
     inside = (age <= 0)[..., None]
     rows = x[0].index_select(0, at.clamp(0, max(x.shape[1] - 1, 0)).flatten()).view(*at.shape, x.shape[2])
     if past is None:
-        return torch.where(inside, rows, 0).transpose(1, 2)
+        return torch.where(inside, rows, 0)
     older = (count - age).clamp(0, max(count - 1, 0))
     before = past.gather(1, older[..., None].expand_as(past))
-    return torch.where(inside, rows, before).transpose(1, 2)
+    return torch.where(inside, rows, before)
 
 
 def depthwise_conv1d_step(

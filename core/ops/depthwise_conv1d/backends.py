@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from manyheads.core.dispatch import Call, Candidate, numba_blocked
+from manyheads.core.dispatch import HALF_OR_SINGLE, Call, Candidate, cpu_blocked, name_of, numba_blocked
 
 
 def depthwise_conv1d(call: Call) -> list[Candidate]:
     """List the backends of `depthwise_conv1d`, best first."""
-    small = call.features.get("size") == "small"
-    loops = Candidate(
-        "numba", "one pass over the tokens each way, activation and states included", numba_blocked(call)
-    )
-    why = "too little work for an op of our own" if small else "no compiled loop takes this call"
-    composed = Candidate("torch", f"{why}: torch's convolution, [B, L, D] read as an image")
+    composed = cpu_blocked(call)
+    if not composed and call.dtype not in HALF_OR_SINGLE:
+        composed = f"its sums are float32, and the tensors are {name_of(call.dtype)}"
     return [
-        *([composed, loops] if small else [loops, composed]),
-        Candidate("reference", "the plain sum over taps"),
+        Candidate("numba", "one pass over the tokens each way, states included", numba_blocked(call)),
+        Candidate("cpu", "torch's convolution, [B, L, D] read as an image", composed),
+        Candidate("reference", "no faster path takes this call: the plain sum over taps"),
     ]

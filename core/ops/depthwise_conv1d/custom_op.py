@@ -1,7 +1,7 @@
 """The depthwise convolution as `torch.library` ops, so that torch.compile, torch.export and opcheck know it.
 
-Forward and backward are an op each, with the loops compiled by numba for CPU tensors, Triton kernels for CUDA
-tensors (and, in Triton's interpreter, for CPU tensors) and fake kernels.
+Forward and backward are an op each, with two paths for CPU tensors, Triton kernels for CUDA tensors (and, in
+Triton's interpreter, for CPU tensors) and fake kernels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from manyheads.core.ops.depthwise_conv1d import cpu
 
 
 @torch.library.custom_op("manyheads::depthwise_conv1d", mutates_args=())
@@ -23,7 +25,9 @@ def convolve(
     silu: bool,
     backend: str,
 ) -> Tensor:
-    """Convolve; arguments as `plain.convolve`, and the backend, "numba" or "triton"."""
+    """Convolve; as `cpu.forward`."""
+    if backend == "cpu":
+        return cpu.forward(x, weight, bias, past, cu_seqlens, left, silu)
     if backend == "numba":
         from manyheads.core.ops.depthwise_conv1d import numba
 
@@ -60,15 +64,9 @@ def convolve_backward(
     vectors: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pull the gradient of y back.
-
-    Args:
-        vectors: The gradients of the taps, the bias and the past are wanted too.
-
-    Returns:
-        dx in x's dtype; the taps' and, in the last row, the bias's gradients, `[W + 1, D]`; the past's,
-        `[S, W - 1, D]`, or empty where there is none. Both are float32, and undefined without `vectors`.
-    """
+    """Pull the gradient of y back; as `cpu.backward`."""
+    if backend == "cpu":
+        return cpu.backward(dy, x, weight, bias, past, cu_seqlens, left, silu, vectors)
     if backend == "numba":
         from manyheads.core.ops.depthwise_conv1d import numba
 

@@ -28,7 +28,7 @@ def forward(
     left: int,
     silu: bool,
 ) -> Tensor:
-    """Convolve; arguments as `plain.convolve`."""
+    """Convolve; arguments as `cpu.forward`."""
     tasks = _tasks(x, weight.shape[1], left, cu_seqlens)
     y = torch.empty(x.shape, dtype=torch.float32)
     rows, out = _rows(x), y.view(-1, x.shape[2]).numpy()
@@ -53,12 +53,7 @@ def backward(
     silu: bool,
     vectors: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pull the gradient of y back; `vectors`: also to the taps, the bias and the past.
-
-    Returns:
-        dx in x's dtype; the taps' and, last, the bias's gradients, `[W + 1, D]`; the past's, `[S, W - 1, D]`
-        or empty; these are float32.
-    """
+    """Pull the gradient of y back; as `cpu.backward`."""
     dim, width = weight.shape
     parts = _parts(_tasks(x, width, left, cu_seqlens), 3 * x.numel() * width)
     dx = torch.empty(x.shape, dtype=torch.float32)
