@@ -6,8 +6,11 @@ from manyheads.core.ops.decay_attention import decay_attention, decay_attention_
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.linear_attention import LinearState, linear_attention, linear_attention_step
 from manyheads.core.ops.norm import crms_norm, layer_norm, rms_norm
+from manyheads.core.ops.prob_sparse_attention import prob_sparse_attention
 from manyheads.core.ops.segment_attention import EdgeOrder, edge_order, segment_attention
+from manyheads.core.ops.selective_scan import selective_scan, selective_scan_step
 from manyheads.core.ops.varlen_attention import varlen_attention
+from manyheads.core.ops.window_attention import window_attention
 
 __all__ = [
     "EdgeOrder",
@@ -23,7 +26,11 @@ __all__ = [
     "layer_norm",
     "linear_attention",
     "linear_attention_step",
+    "prob_sparse_attention",
     "rms_norm",
     "segment_attention",
+    "selective_scan",
+    "selective_scan_step",
     "varlen_attention",
+    "window_attention",
 ]
