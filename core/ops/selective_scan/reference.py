@@ -1,0 +1,58 @@
+"""The selective scan, one step after the other, for any floating dtype."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manyheads.core.ops.selective_scan.inputs import ends
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `manyheads.core.ops.selective_scan`, in float32 or, where an input is float64, in that."""
+    given = [x for x in (u, delta, A, B, C, D, z, delta_bias, initial_state) if x is not None]
+    wide = torch.float64 if any(x.dtype == torch.float64 for x in given) else torch.float32
+    edges = [0, u.shape[1]] if cu_seqlens is None else ends(cu_seqlens, u.shape[1])
+    dt = delta.to(wide)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(wide)
+    if delta_softplus:
+        dt = F.softplus(dt)
+    kept = torch.exp(dt[..., None] * A.to(wide))  # [B, L, D, N]
+    added = (dt * u.to(wide))[..., None] * B.to(wide)[:, :, None]  # [B, L, D, N]
+    states = (
+        kept.new_zeros(u.shape[0] * (len(edges) - 1), *A.shape) if initial_state is None else initial_state
+    )
+    steps: dict[int, Tensor] = {}
+    last = []
+    for (start, end), h0 in zip(itertools.pairwise(edges), states.to(wide).split(u.shape[0]), strict=True):
+        h = h0
+        for t in reversed(range(start, end)) if reverse else range(start, end):
+            h = kept[:, t] * h + added[:, t]
+            steps[t] = (h @ C[:, t, :, None].to(wide))[..., 0]
+        last.append(h)
+    y = torch.stack([steps[t] for t in sorted(steps)], 1) if steps else u.to(wide)
+    if D is not None:
+        y = y + D.to(wide) * u.to(wide)
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    y = y.to(u.dtype)
+    return (y, torch.cat(last)) if return_state else y
