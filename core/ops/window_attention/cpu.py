@@ -1,0 +1,206 @@
+"""Window attention on a CPU: some windows at a time, gathered once and kept in the cache for all steps.
+
+A part of the windows goes to each thread as a whole. Nothing of the size of the scores outlives its block:
+the backward computes the weights again. The products are torch's batched ones; what lies between them is
+here in torch, and in `numba.py` in compiled loops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from manyheads.core import parallel
+from manyheads.core.ops.window_attention.geometry import Geometry, layout
+
+# Scores of a block: with its gradient they stay within a core's second-level cache.
+BLOCK = 128 * 1024
+# Below this many scores, starting threads costs more than they save.
+SMALL = 256 * 1024
+
+
+class Block(NamedTuple):
+    """Windows of one image: `windows` of image `image`."""
+
+    image: int
+    windows: slice
+
+
+class Steps(Protocol):
+    """What happens between the products; blocks are `[windows, heads, n, D]` or `[windows, heads, n, m]`.
+
+    A row of scores has its n keys at the front of m, the next multiple of `align`.
+    """
+
+    align: int
+
+    def take(self, x: Tensor, block: Block, out: Tensor) -> None:
+        """Gather a block's tokens from images `[B, H, W, heads, D]`."""
+
+    def put(self, x: Tensor, block: Block, out: Tensor) -> None:
+        """Write a block's tokens to their places in images."""
+
+    def weights(self, q: Tensor, k: Tensor, block: Block, out: Tensor) -> None:
+        """Compute the softmax weights of a block."""
+
+    def gradient(self, weights: Tensor, grad: Tensor, dbias: Tensor) -> None:
+        """Turn the weights' gradient into that of the products q k^T; add the scores' to dbias."""
+
+
+class TorchSteps:
+    """The steps in torch."""
+
+    align = 1
+
+    def __init__(self, where: Geometry, bias: Tensor | None, scale: float, shape: Sequence[int]) -> None:
+        self.map, self.scale = layout(where), scale
+        self.bias = torch.zeros(shape) if bias is None else bias.float()
+        region = self.map.region[self.map.plain :]
+        self.hidden = region[:, None, :, None] != region[:, None, None, :]  # [mixed windows, 1, n, n]
+        self.may_be_dead = bool((self.bias == -math.inf).any())
+
+    def take(self, x: Tensor, block: Block, out: Tensor) -> None:
+        """As `Steps.take`."""
+        index = self.map.places[block.windows]
+        found = x[block.image].flatten(0, 1).index_select(0, index.flatten())  # [windows * n, heads, D]
+        out.copy_(found.view(*index.shape, *found.shape[1:]).transpose(1, 2))
+
+    def put(self, x: Tensor, block: Block, out: Tensor) -> None:
+        """As `Steps.put`."""
+        index = self.map.places[block.windows].flatten()
+        tokens = x.transpose(1, 2).flatten(0, 1)  # [windows * n, heads, D]
+        out[block.image].flatten(0, 1).index_copy_(0, index, tokens.to(out.dtype))
+
+    def weights(self, q: Tensor, k: Tensor, block: Block, out: Tensor) -> None:
+        """As `Steps.weights`."""
+        out.copy_(self.bias)  # the product's initial value: one pass instead of two
+        out.flatten(0, 1).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=self.scale)
+        start, plain = block.windows.start, self.map.plain
+        if block.windows.stop > plain:
+            mixed = slice(max(start, plain) - plain, block.windows.stop - plain)
+            out[max(plain - start, 0) :].masked_fill_(self.hidden[mixed], -math.inf)
+        dead = (out == -math.inf).all(-1, keepdim=True) if self.may_be_dead else None
+        torch.softmax(out, -1, out=out)
+        if dead is not None:
+            out.masked_fill_(dead, 0.0)
+
+    def gradient(self, weights: Tensor, grad: Tensor, dbias: Tensor) -> None:
+        """As `Steps.gradient`."""
+        torch.ops.aten._softmax_backward_data.out(grad, weights, -1, grad.dtype, grad_input=grad)
+        dbias.add_(grad.sum(0))
+        grad.mul_(self.scale)
+
+
+MakeSteps = Callable[[Geometry, Tensor | None, float, Sequence[int]], Steps]
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    where: Geometry,
+    scale: float,
+    make: MakeSteps = TorchSteps,
+) -> Tensor:
+    """Attend inside windows.
+
+    Args:
+        scale: Of the products.
+        make: Makes the steps between the products, for scores `[heads, n, m]`.
+
+    Shape:
+        q, k, v and the result `[B, H, W, heads, D]`; bias `[heads, n, n]`.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype)
+    steps, shape = _prepare(make, q, bias, where, scale)
+
+    def work(blocks: list[Block]) -> None:
+        most = max(map(_count, blocks))
+        qw, kw, vw = (torch.empty(most, shape[0], shape[1], q.shape[4]) for _ in range(3))
+        weights = torch.empty(most, *shape)
+        for block in blocks:
+            count = _count(block)
+            for x, into in ((q, qw), (k, kw), (v, vw)):
+                steps.take(x, block, into[:count])
+            steps.weights(qw[:count], kw[:count], block, weights[:count])
+            p, value, found = _flat(count, weights[..., : shape[1]], vw, qw)
+            steps.put(torch.bmm(p, value, out=found).unflatten(0, (count, -1)), block, out)
+
+    parallel.run([partial(work, part) for part in _share(q, where)])
+    return out
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    where: Geometry,
+    scale: float,
+    make: MakeSteps = TorchSteps,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v, and of the bias `[heads, n, n]` in float32."""
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    steps, shape = _prepare(make, q, bias, where, scale)
+    parts = _share(q, where)
+    shares = torch.zeros(len(parts), *shape)
+
+    def work(blocks: list[Block], share: Tensor) -> None:
+        most = max(map(_count, blocks))
+        space = [torch.empty(most, shape[0], shape[1], q.shape[4]) for _ in range(5)]
+        weights, dweights = torch.empty(most, *shape), torch.empty(most, *shape)
+        for block in blocks:
+            count = _count(block)
+            for x, into in zip((q, k, v, grad), space, strict=False):
+                steps.take(x, block, into[:count])
+            steps.weights(space[0][:count], space[1][:count], block, weights[:count])
+            query, key, value, dout, found = _flat(count, *space)
+            p, ds = _flat(count, weights[..., : shape[1]], dweights[..., : shape[1]])
+
+            def put(into: Tensor, a: Tensor, b: Tensor, block: Block = block, out: Tensor = found) -> None:
+                steps.put(torch.bmm(a, b, out=out).unflatten(0, (-1, shape[0])), block, into)
+
+            put(dv, p.transpose(1, 2), dout)
+            torch.bmm(dout, value.transpose(1, 2), out=ds)
+            steps.gradient(weights[:count], dweights[:count], share)
+            put(dq, ds, key)
+            put(dk, ds.transpose(1, 2), query)
+
+    parallel.run([partial(work, part, share) for part, share in zip(parts, shares, strict=True)])
+    return dq, dk, dv, shares.sum(0)[..., : shape[1]]
+
+
+def _prepare(
+    make: MakeSteps, q: Tensor, bias: Tensor | None, where: Geometry, scale: float
+) -> tuple[Steps, tuple[int, int, int]]:
+    """Make the steps, and the shape `[heads, n, m]` of a window's scores."""
+    align = make.align  # type: ignore[attr-defined]
+    shape = (q.shape[3], where.tokens, -(-where.tokens // align) * align)
+    return make(where, bias, scale, shape), shape
+
+
+def _count(block: Block) -> int:
+    return block.windows.stop - block.windows.start
+
+
+def _flat(count: int, *spaces: Tensor) -> list[Tensor]:
+    """The first windows of scratch memory, windows and heads as one batch."""
+    return [x[:count].flatten(0, 1) for x in spaces]
+
+
+def _share(q: Tensor, where: Geometry) -> list[list[Block]]:
+    """Cut all windows into blocks, and share these out to the threads in order."""
+    images, scores = q.shape[0], q.shape[3] * where.tokens**2
+    cuts = -(-where.windows // max(1, BLOCK // scores))  # blocks of an image
+    ends = [where.windows * i // cuts for i in range(cuts + 1)]
+    blocks = [Block(image, slice(ends[i], ends[i + 1])) for image in range(images) for i in range(cuts)]
+    total = images * where.windows * scores
+    count = 1 if total < SMALL else min(parallel.workers(), len(blocks))
+    return [blocks[len(blocks) * i // count : len(blocks) * (i + 1) // count] for i in range(count)]

@@ -1,0 +1,59 @@
+"""The steps between window attention's products as compiled loops: one pass each, without temporaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manyheads.core.ops.window_attention import numba_kernels
+from manyheads.core.ops.window_attention.cpu import Block
+from manyheads.core.ops.window_attention.geometry import Geometry, layout
+
+
+class NumbaSteps:
+    """The steps of `cpu.Steps`, by numba."""
+
+    align = 32  # keys of a row of scores: whole vectors, so that loops leave no rest to single steps
+
+    def __init__(self, where: Geometry, bias: Tensor | None, scale: float, shape: Sequence[int]) -> None:
+        self.where, self.map, self.scale = where, layout(where), np.float32(scale)
+        *_, n, padded = shape
+        self.index = self.map.places.numpy()
+        self.region = F.pad(self.map.region, (0, padded - n)).numpy()
+        self.bias = np.zeros((shape[0], n, padded), np.float32)
+        if bias is not None:
+            self.bias[:, :, :n] = bias.detach().float().numpy()
+
+    def take(self, x: Tensor, block: Block, out: Tensor) -> None:
+        """As `cpu.Steps.take`."""
+        image = x[block.image].float()
+        image = image if image.stride(-1) == 1 else image.contiguous()
+        length = 1 + sum((n - 1) * s for n, s in zip(image.shape, image.stride(), strict=True))
+        memory = image.as_strided((length,), (1,)).numpy()  # its strides are numbers for the kernel
+        stride_y, stride_x, stride_h, _ = image.stride()
+        index, width = self.index[block.windows], self.where.width
+        numba_kernels.take(memory, stride_y, stride_x, stride_h, index, width, out.numpy())
+
+    def put(self, x: Tensor, block: Block, out: Tensor) -> None:
+        """As `cpu.Steps.put`."""
+        image = out[block.image].flatten(0, 1)
+        if image.dtype == torch.float32:
+            numba_kernels.put(x.numpy(), self.index[block.windows], image.numpy())
+        else:
+            tokens = x.transpose(1, 2).flatten(0, 1).to(image.dtype)
+            image.index_copy_(0, self.map.places[block.windows].flatten(), tokens)
+
+    def weights(self, q: Tensor, k: Tensor, block: Block, out: Tensor) -> None:
+        """As `cpu.Steps.weights`."""
+        products = out[..., : q.shape[2]].flatten(0, 1)
+        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), out=products)
+        plain = max(0, self.map.plain - block.windows.start)
+        numba_kernels.softmax(out.numpy(), self.bias, self.region[block.windows], plain, self.scale)
+
+    def gradient(self, weights: Tensor, grad: Tensor, dbias: Tensor) -> None:
+        """As `cpu.Steps.gradient`."""
+        numba_kernels.gradient(weights.numpy(), grad.numpy(), dbias.numpy(), self.scale)

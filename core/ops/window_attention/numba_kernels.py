@@ -1,0 +1,102 @@
+"""What window attention does between its products, as loops that numba compiles.
+
+Images come as their whole storage with the strides, in elements; a head's D numbers lie side by side.
+"""
+
+# Arrays are numpy's, with types that numba infers.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+
+from manyheads.core.jit import exp, kernel
+
+
+@kernel
+def take(image, stride_y, stride_x, stride_h, index, width, out):
+    """Gather the tokens `index` `[windows, n]` of an image into `out` `[windows, heads, n, D]`."""
+    windows, heads, n, dim = out.shape
+    for w in range(windows):
+        for i in range(n):
+            token = index[w, i] // width * stride_y + index[w, i] % width * stride_x
+            for h in range(heads):
+                row = token + h * stride_h
+                for d in range(dim):
+                    out[w, h, i, d] = image[row + d]
+
+
+@kernel
+def put(blocks, index, out):
+    """Write tokens `[windows, heads, n, D]` to their places `index` in `out` `[H * W, heads, D]`."""
+    windows, heads, n, dim = blocks.shape
+    for w in range(windows):
+        for i in range(n):
+            token = index[w, i]
+            for h in range(heads):
+                for d in range(dim):
+                    out[token, h, d] = blocks[w, h, i, d]
+
+
+@kernel
+def softmax(scores, bias, region, plain, scale):  # noqa: PLR0912
+    """Turn products `[windows, heads, n, m]` into weights, in place; keys from n to m are padding.
+
+    The bias is `[heads, n, m]`, m is a multiple of 16; only windows from `plain` on have several regions,
+    `[windows, m]`. A row whose scores are all minus infinity gets zeros.
+    """
+    windows, heads, n, m = scores.shape
+    hidden = np.float32(-np.inf)
+    row, most = np.empty(m, np.float32), np.empty(16, np.float32)
+    for w in range(windows):
+        for h in range(heads):
+            for i in range(n):
+                for j in range(m):
+                    row[j] = scores[w, h, i, j] * scale + bias[h, i, j]
+                for j in range(n, m):  # whatever an earlier block left there, NaN too
+                    row[j] = hidden
+                if w >= plain:
+                    own = region[w, i]
+                    for j in range(m):
+                        row[j] = row[j] if region[w, j] == own else hidden
+                # A running maximum is no vector operation to the compiler, sixteen side by side are.
+                for j in range(16):
+                    most[j] = row[j]
+                for c in range(16, m, 16):
+                    for j in range(16):
+                        most[j] = row[c + j] if row[c + j] > most[j] else most[j]
+                top = hidden
+                for j in range(16):
+                    top = most[j] if most[j] > top else top
+                if top == hidden:  # nothing is above minus infinity: all hidden, or NaN among them
+                    for j in range(m):
+                        scores[w, h, i, j] = np.float32(0.0) if row[j] == hidden else row[j]
+                    continue
+                total = np.float32(0.0)
+                for j in range(m):
+                    row[j] = exp(row[j] - top)
+                    total += row[j]
+                share = np.float32(1.0) / total
+                for j in range(m):
+                    scores[w, h, i, j] = row[j] * share
+
+
+@kernel
+def gradient(weights, grad, dbias, scale):
+    """Turn the weights' gradient `[windows, heads, n, m]`, in place, into that of the products.
+
+    That of the scores is added to `dbias` `[heads, n, m]`; the keys from n to m are padding.
+    """
+    windows, heads, n, m = weights.shape
+    for w in range(windows):
+        for h in range(heads):
+            for i in range(n):
+                for j in range(n, m):
+                    grad[w, h, i, j] = np.float32(0.0)
+                delta = np.float32(0.0)
+                for j in range(m):
+                    delta += weights[w, h, i, j] * grad[w, h, i, j]
+                for j in range(m):
+                    found = weights[w, h, i, j] * (grad[w, h, i, j] - delta)
+                    dbias[h, i, j] += found
+                    grad[w, h, i, j] = found * scale
