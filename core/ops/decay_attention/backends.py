@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manyheads.core.dispatch import HALF_OR_SINGLE, Call, Candidate, cpu_blocked, name_of
+from manyheads.core.dispatch import HALF_OR_SINGLE, Call, Candidate, cpu_blocked, name_of, numba_blocked
 
 
 def decay_attention(call: Call) -> list[Candidate]:
@@ -18,6 +18,12 @@ def chunked(call: Call, *, compiled: bool) -> list[Candidate]:
     blocked = cpu_blocked(call)
     if not blocked and call.dtype not in HALF_OR_SINGLE:
         blocked = f"it computes in float32, and the tensors are {name_of(call.dtype)}"
+    loops = Candidate(
+        "numba",
+        "decays inside a chunk by compiled loops, the rest as products of matrices",
+        numba_blocked(call),
+    )
     return [
+        *([loops] if compiled else []),
         Candidate("cpu", "states go from chunk to chunk; inside one, products of matrices", blocked),
     ]

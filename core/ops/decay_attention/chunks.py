@@ -42,7 +42,7 @@ class Layout:
     slots: Tensor | None = None
 
     def split(self, x: Tensor) -> Tensor:
-        """Lay tokens `[B, L, ...]` out in chunks, float32 `[N, size, ...]`."""
+        """Lay tokens `[B, L, ...]` out in chunks, float32 `[N, size, ...]`, contiguous."""
         rest = x.shape[2:]
         if self.slots is not None:
             out = torch.zeros(self.chunks * self.size, *rest)
@@ -51,7 +51,7 @@ class Layout:
         missing = -x.shape[1] % self.size
         if missing:
             x = F.pad(x, (0, 0) * len(rest) + (0, missing))
-        return x.float().reshape(self.chunks, self.size, *rest)
+        return x.float().contiguous().view(self.chunks, self.size, *rest)
 
     def join(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Put chunks back in line: `[N, size, ...]` to `[B, L, ...]`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manyheads.core.ops.decay_attention import cpu_scalar, cpu_vector
 from manyheads.core.ops.decay_attention.chunks import Layout, layout
+from manyheads.core.ops.decay_attention.fading import Fading, Inputs
 
 # Tokens of a chunk. A vector decay has no products of matrices inside a chunk, so its chunks are short.
 SCALAR_CHUNK, VECTOR_CHUNK = 64, 16
@@ -28,7 +29,7 @@ def forward(
     cu_seqlens: Tensor | None,
     scale: float,
     reverse: bool,
-    fading: cpu_vector.Fading,
+    fading: Fading,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scan all sequences.
 
@@ -39,15 +40,15 @@ def forward(
     Returns:
         out, of v's dtype; last, float32; the states before the chunks, `[G, N, K, H / G, V]`, for `backward`.
     """
-    plan, inputs, gate = _prepare(q, k, v, log_decay, cu_seqlens, reverse)
+    plan, query, key, value, gate = _prepare(q, k, v, log_decay, cu_seqlens, reverse)
     state = _grouped(initial_state, q, v, plan.sequences)
     if isinstance(gate, Tensor):
-        state = state[:, :, :, 0]
-        out, last, states = cpu_vector.forward(*inputs, gate, state, scale, reverse, plan, fading)
-        states = states[:, :, :, None]
+        given = Inputs(query, key, gate)
+        out, last, states = cpu_vector.forward(given, value, state[:, :, :, 0], scale, reverse, plan, fading)
+        last, states = last[:, :, :, None], states[:, :, :, None]
     else:
-        out, last, states = cpu_scalar.forward(*inputs, gate, state, scale, reverse, plan)
-    return plan.join(out, v.dtype).reshape(v.shape), _ungrouped(last, v), states
+        out, last, states = cpu_scalar.forward(query, key, value, gate, state, scale, reverse, plan, fading)
+    return plan.join(out, v.dtype).view(v.shape), _ungrouped(last), states
 
 
 def backward(
@@ -61,43 +62,42 @@ def backward(
     states: Tensor,
     scale: float,
     reverse: bool,
-    fading: cpu_vector.Fading,
+    fading: Fading,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Pull the gradients of out and last back to q, k, v, the log-decays and the initial state (float32)."""
-    plan, inputs, gate = _prepare(q, k, v, log_decay, cu_seqlens, reverse)
+    plan, query, key, value, gate = _prepare(q, k, v, log_decay, cu_seqlens, reverse)
     pull = _grouped(grad_last, q, v, plan.sequences)
-    ddecays: Tensor | None
     rows, states = plan.split(grad), states[:, : plan.chunks]
+    ddecay: Tensor | None
     if isinstance(gate, Tensor):
-        dq, dk, dv, ddecays, first = cpu_vector.backward(
-            rows, *inputs, gate, states[:, :, :, 0], pull[:, :, :, 0], scale, reverse, plan, fading
+        given = Inputs(query, key, gate)
+        found, dv, first = cpu_vector.backward(
+            rows, given, value, states[:, :, :, 0], pull[:, :, :, 0], scale, reverse, plan, fading
         )
+        (dq, dk, ddecay), first = found, first[:, :, :, None]
     else:
-        rows = rows.view(inputs[2].shape)
-        dq, dk, dv, ddecays, first = cpu_scalar.backward(
-            rows, *inputs, gate, states, pull, scale, reverse, plan
+        dq, dk, dv, ddecay, first = cpu_scalar.backward(
+            rows.view(value.shape), query, key, value, gate, states, pull, scale, reverse, plan, fading
         )
-    found = [plan.join(x, like.dtype).view(like.shape) for x, like in ((dq, q), (dk, k), (dv, v))]
-    if log_decay is None or ddecays is None:
-        return found[0], found[1], found[2], None, _ungrouped(first, v)
-    decays = plan.join(ddecays.reshape(*dv.shape[:2], *log_decay.shape[2:]), log_decay.dtype)
-    return found[0], found[1], found[2], decays, _ungrouped(first, v)
+    dq, dk, dv = (plan.join(x, like.dtype).view(like.shape) for x, like in ((dq, q), (dk, k), (dv, v)))
+    if ddecay is not None and log_decay is not None:
+        ddecay = plan.join(ddecay, log_decay.dtype).view(log_decay.shape)
+    return dq, dk, dv, ddecay, _ungrouped(first)
 
 
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> tuple[Layout, tuple[Tensor, Tensor, Tensor], cpu_scalar.Gates | Tensor | None]:
+) -> tuple[Layout, Tensor, Tensor, Tensor, cpu_scalar.Gates | Tensor | None]:
     """Cut into chunks; v by the groups of heads that share q and k where the decay is scalar."""
     plan = layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(log_decay))
     query, key, value = (plan.split(x) for x in (q, k, v))
     if log_decay is not None and log_decay.dim() == 4:
-        return plan, (query, key, value), plan.split(log_decay)
-    groups = q.shape[2]
-    value = value.unflatten(2, (groups, v.shape[2] // groups))
+        return plan, query, key, value, plan.split(log_decay)
+    value = value.unflatten(2, (q.shape[2], v.shape[2] // q.shape[2]))  # [N, c, G, h, V]
     if log_decay is None:
-        return plan, (query, key, value), None
+        return plan, query, key, value, None
     steps = plan.split(log_decay).unflatten(2, value.shape[2:4])
-    return plan, (query, key, value), cpu_scalar.gates(steps, reverse)
+    return plan, query, key, value, cpu_scalar.gates(steps, reverse)
 
 
 def _grouped(state: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tensor:
@@ -108,8 +108,6 @@ def _grouped(state: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tens
     return state.float().unflatten(1, (groups, v.shape[2] // groups)).permute(1, 0, 3, 2, 4)
 
 
-def _ungrouped(state: Tensor, v: Tensor) -> Tensor:
-    """Undo `_grouped`; a vector decay's state comes as `[H, S, K, V]`."""
-    if state.dim() == 4:
-        return state.transpose(0, 1).contiguous()
-    return state.permute(1, 0, 3, 2, 4).reshape(state.shape[1], v.shape[2], state.shape[2], v.shape[3])
+def _ungrouped(state: Tensor) -> Tensor:
+    """Undo `_grouped`."""
+    return state.permute(1, 0, 3, 2, 4).flatten(1, 2).contiguous()

@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.ops.decay_attention.chunks import Layout, each_part, scan
-
-# exp of less is zero, and so are sums of it that float64 holds exactly.
-_LEAST = -1e4
-# Smaller products with a weight are subnormal, which costs a processor a hundred times a normal product.
-_TINY = 1e-37
+from manyheads.core.ops.decay_attention.fading import Fading, backwards, sums, weights
 
 
 class Gates(NamedTuple):
@@ -35,30 +31,10 @@ class Gates(NamedTuple):
 
 
 def gates(log_decay: Tensor, reverse: bool) -> Gates:
-    """Sum up a chunk's log-decays `[N, c, G, h]`.
-
-    The sums are float64: the difference of two float32 sums would carry the rounding of both.
-    """
-    steps = log_decay.double().clamp(min=_LEAST)
-    total = _backwards(steps) if reverse else steps.cumsum(1)
-    whole = total[:, :1] if reverse else total[:, -1:]  # [N, 1, G, h]
-    prefix, suffix, through = (_weights(x) for x in (total, whole - total, whole))
-    return Gates(total, prefix, suffix, through[:, 0].movedim(0, 1)[:, :, None, :, None])
-
-
-def _backwards(x: Tensor) -> Tensor:
-    return x.flip(1).cumsum(1).flip(1)
-
-
-def _weights(exponent: Tensor) -> Tensor:
-    return torch.threshold_(exponent.float().exp_(), _TINY, 0.0)
-
-
-def decay_matrix(total: Tensor, reverse: bool) -> Tensor:
-    """What is left at step i of step j's product, zero where i comes first: `[m, c, h]` to `[m, h, c, c]`."""
-    sums = total.transpose(1, 2)
-    found = _weights(sums[..., :, None] - sums[..., None, :])
-    return found.triu_() if reverse else found.tril_()
+    """Sum up a chunk's log-decays `[N, c, G, h]`."""
+    total, whole = sums(log_decay, reverse)
+    through = weights(whole)[:, 0].movedim(0, 1)  # [G, N, h]
+    return Gates(total, weights(total), weights(whole - total), through[:, :, None, :, None])
 
 
 def forward(
@@ -70,6 +46,7 @@ def forward(
     scale: float,
     reverse: bool,
     plan: Layout,
+    fading: Fading,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute outputs, the last state of each sequence and the state before each chunk.
 
@@ -92,8 +69,8 @@ def forward(
 
     def attend(g: int, at: slice) -> None:
         scores = _scores(q[at, :, g], k[at, :, g], scale)
-        weights = _weigh(scores, gate, g, at, reverse)
-        near = weights @ v[at, :, g].transpose(1, 2)  # [m, h, c, V]
+        scores = _weigh(scores, gate, g, at, reverse, fading)
+        near = scores @ v[at, :, g].transpose(1, 2)  # [m, h, c, V]
         far = _far(q[at, :, g], states[g, at], scale, gate, g, at)
         torch.add(far, near.transpose(1, 2), out=out[at, :, g])
 
@@ -105,11 +82,11 @@ def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale)  # [m, c, c]
 
 
-def _weigh(scores: Tensor, gate: Gates | None, g: int, at: slice, reverse: bool) -> Tensor:
+def _weigh(scores: Tensor, gate: Gates | None, g: int, at: slice, reverse: bool, fading: Fading) -> Tensor:
     """The scores with their decay, `[m, h, c, c]`."""
     if gate is None:
         return (scores.triu() if reverse else scores.tril())[:, None]
-    return decay_matrix(gate.total[at, :, g], reverse).mul_(scores[:, None])
+    return fading.remaining(gate.total, g, at, reverse).mul_(scores[:, None])
 
 
 def _far(q: Tensor, states: Tensor, scale: float, gate: Gates | None, g: int, at: slice) -> Tensor:
@@ -130,6 +107,7 @@ def backward(
     scale: float,
     reverse: bool,
     plan: Layout,
+    fading: Fading,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Pull the gradients of the outputs and of the last states back.
 
@@ -160,7 +138,7 @@ def backward(
 
     def pull_back(g: int, at: slice) -> None:
         part = (grad[at, :, g], q[at, :, g], k[at, :, g], v[at, :, g], states[g, at], pulls[g, at])
-        found = _pull_part(*part, gate, g, at, scale, reverse)
+        found = _pull_part(*part, gate, g, at, scale, reverse, fading)
         dq[at, :, g], dk[at, :, g], dv[at, :, g] = found[:3]
         if steps is not None and found[3] is not None:
             steps[at, :, g] = found[3]
@@ -181,9 +159,10 @@ def _pull_part(
     at: slice,
     scale: float,
     reverse: bool,
+    fading: Fading,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients of the chunks `at` of one group; shapes as in `forward`, without the group."""
-    weights = _weigh(_scores(q, k, scale), gate, g, at, reverse)  # [m, h, c, c]
+    attended = _weigh(_scores(q, k, scale), gate, g, at, reverse, fading)  # [m, h, c, c]
     row = grad.transpose(1, 2)  # [m, h, c, V]
     near = row @ v.transpose(1, 2).mT  # [m, h, c, c]
     reach = torch.bmm(k, pulls.flatten(2)).view(v.shape)  # [m, c, h, V]
@@ -196,10 +175,10 @@ def _pull_part(
         read = _far(q, states, scale, gate, g, at).mul_(grad).sum(-1).double()  # [m, c, h]
         kept = (reach * v).sum(-1).double()
         through = gate.whole[g, at, 0, :, 0] * (states * pulls).sum((1, 3))  # [m, h]
-        ddecay = _pull_decay(weights * near, read, kept, through, reverse)
-        near = near.mul_(decay_matrix(gate.total[at, :, g], reverse))
+        ddecay = _pull_decay(attended * near, read, kept, through, reverse)
+        near = near.mul_(fading.remaining(gate.total, g, at, reverse))
         from_state, to_state = grad * prefix, v * suffix
-    dv = reach.add_((weights.mT @ row).transpose(1, 2))
+    dv = reach.add_((attended.mT @ row).transpose(1, 2))
     score = near.sum(1)  # [m, c, c]
     dq = torch.bmm(from_state.flatten(2), states.flatten(2).mT).baddbmm_(score, k).mul_(scale)
     dk = torch.bmm(to_state.flatten(2), pulls.flatten(2).mT).baddbmm_(score.mT, q, alpha=scale)
@@ -218,5 +197,5 @@ def _pull_decay(pairs: Tensor, read: Tensor, kept: Tensor, through: Tensor, reve
     pairs.diagonal(dim1=-2, dim2=-1).zero_()  # a step's own product has no decay
     ends = (pairs.sum(-1, dtype=torch.float64) - pairs.sum(-2, dtype=torch.float64)).transpose(1, 2) + read
     if reverse:
-        return ends.cumsum(1) + _backwards(kept) - kept + through[:, None]
-    return _backwards(ends) + kept.cumsum(1) - kept + through[:, None]
+        return ends.cumsum(1) + backwards(kept) - kept + through[:, None]
+    return backwards(ends) + kept.cumsum(1) - kept + through[:, None]

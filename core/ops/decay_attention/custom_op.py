@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manyheads.core.ops.decay_attention import cpu
 from manyheads.core.ops.decay_attention.chunks import most_chunks
-from manyheads.core.ops.decay_attention.cpu_vector import Fading, TorchFading
+from manyheads.core.ops.decay_attention.fading import Fading, TorchFading
 
 
 def _fading(backend: str) -> Fading:
