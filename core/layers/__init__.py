@@ -1,14 +1,18 @@
 """Modules with parameters over `manyheads.core.ops`, one idea a file."""
 
 from manyheads.core.layers.attention import MultiHeadAttention
+from manyheads.core.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from manyheads.core.layers.mlp import GatedMlp, Mlp
 from manyheads.core.layers.norm import CRMSNorm, LayerNorm, RMSNorm
 from manyheads.core.layers.transformer import PreNormBlock, PreNormStack
 
 __all__ = [
+    "BidirectionalMamba",
     "CRMSNorm",
     "GatedMlp",
     "LayerNorm",
+    "Mamba",
+    "MambaState",
     "Mlp",
     "MultiHeadAttention",
     "PreNormBlock",
