@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from manyheads.core.errors import UsageError
 
 
 class Pointwise(nn.Module):
@@ -67,3 +70,51 @@ def series_decomp(x: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     padded = torch.cat([ends[0], x, ends[1]], dim=1)  # [B, L + 2 half, N]
     trend = F.avg_pool1d(padded.mT, kernel_size, stride=1).mT  # [B, L, N]
     return x - trend, trend
+
+
+def check_positive(model: str, arguments: Mapping[str, object], names: Sequence[str]) -> None:
+    """Refuse sizes below one.
+
+    Raises:
+        UsageError: Which of them, of which model.
+    """
+    for name in names:
+        value = arguments[name]
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{model}: {name} must be a positive integer, not {value!r}")
+
+
+def check_choices(
+    model: str, arguments: Mapping[str, object], choices: Mapping[str, Sequence[str | int]]
+) -> None:
+    """Refuse options that there are not.
+
+    Raises:
+        UsageError: Which of them, of which model, and what there is.
+    """
+    for name, known in choices.items():
+        if arguments[name] not in known:
+            there = ", ".join(map(str, known))
+            raise UsageError(f"{model}: no {name} {arguments[name]!r} ({there})")
+
+
+def check_transformer(model: str, d_model: int, n_heads: int, dropout: float) -> None:
+    """Refuse heads that do not divide the width, and a dropout that is no probability.
+
+    Raises:
+        UsageError: Which of them, of which model.
+    """
+    if d_model % n_heads:
+        raise UsageError(f"{model}: n_heads={n_heads} does not divide d_model={d_model}")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"{model}: dropout must be in [0, 1), not {dropout}")
+
+
+def check_label(model: str, label_len: int, seq_len: int) -> None:
+    """Refuse a decoder input that is longer than the history.
+
+    Raises:
+        UsageError: So it is, or negative.
+    """
+    if not 0 <= label_len <= seq_len:
+        raise UsageError(f"{model}: label_len={label_len} is not in [0, seq_len={seq_len}]")
