@@ -2,8 +2,14 @@
 
 from manyheads.core.ops.attention import attention
 from manyheads.core.ops.auto_correlation import auto_correlation
+from manyheads.core.ops.continuous_integrate_and_fire import (
+    Fired,
+    FireState,
+    continuous_integrate_and_fire,
+)
 from manyheads.core.ops.decay_attention import decay_attention, decay_attention_step
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
+from manyheads.core.ops.fft_conv import fft_conv
 from manyheads.core.ops.linear_attention import LinearState, linear_attention, linear_attention_step
 from manyheads.core.ops.norm import crms_norm, layer_norm, rms_norm
 from manyheads.core.ops.prob_sparse_attention import prob_sparse_attention
@@ -14,15 +20,19 @@ from manyheads.core.ops.window_attention import window_attention
 
 __all__ = [
     "EdgeOrder",
+    "FireState",
+    "Fired",
     "LinearState",
     "attention",
     "auto_correlation",
+    "continuous_integrate_and_fire",
     "crms_norm",
     "decay_attention",
     "decay_attention_step",
     "depthwise_conv1d",
     "depthwise_conv1d_step",
     "edge_order",
+    "fft_conv",
     "layer_norm",
     "linear_attention",
     "linear_attention_step",
