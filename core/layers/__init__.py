@@ -1,7 +1,9 @@
 """Modules with parameters over `manyheads.core.ops`, one idea a file."""
 
 from manyheads.core.layers.attention import MultiHeadAttention
+from manyheads.core.layers.hydra import Hydra
 from manyheads.core.layers.mamba import BidirectionalMamba, Mamba, MambaState
+from manyheads.core.layers.mamba2 import Mamba2
 from manyheads.core.layers.mlp import GatedMlp, Mlp
 from manyheads.core.layers.norm import CRMSNorm, LayerNorm, RMSNorm
 from manyheads.core.layers.transformer import PreNormBlock, PreNormStack
@@ -10,8 +12,10 @@ __all__ = [
     "BidirectionalMamba",
     "CRMSNorm",
     "GatedMlp",
+    "Hydra",
     "LayerNorm",
     "Mamba",
+    "Mamba2",
     "MambaState",
     "Mlp",
     "MultiHeadAttention",

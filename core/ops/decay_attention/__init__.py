@@ -45,6 +45,19 @@ def decay_attention(
     return_state: Literal[True],
     cu_seqlens: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def decay_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float | None = ...,
+    reverse: bool = ...,
+    initial_state: Tensor | None = ...,
+    return_state: bool = ...,
+    cu_seqlens: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def decay_attention(
     q: Tensor,
     k: Tensor,

@@ -45,6 +45,21 @@ def linear_attention(
     return_state: Literal[True],
     cu_seqlens: Tensor | None = ...,
 ) -> tuple[Tensor, LinearState]: ...
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = ...,
+    feature_map: FeatureMap = ...,
+    normalize: bool = ...,
+    scale: float | None = ...,
+    eps: float = ...,
+    initial_state: LinearState | None = ...,
+    return_state: bool = ...,
+    cu_seqlens: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, LinearState]: ...
 def linear_attention(
     q: Tensor,
     k: Tensor,
