@@ -11,6 +11,7 @@ from manyheads.core.ops.decay_attention import decay_attention, decay_attention_
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.fft_conv import fft_conv
 from manyheads.core.ops.linear_attention import LinearState, linear_attention, linear_attention_step
+from manyheads.core.ops.local_attention import local_attention
 from manyheads.core.ops.norm import crms_norm, layer_norm, rms_norm
 from manyheads.core.ops.prob_sparse_attention import prob_sparse_attention
 from manyheads.core.ops.segment_attention import EdgeOrder, edge_order, segment_attention
@@ -36,6 +37,7 @@ __all__ = [
     "layer_norm",
     "linear_attention",
     "linear_attention_step",
+    "local_attention",
     "prob_sparse_attention",
     "rms_norm",
     "segment_attention",
