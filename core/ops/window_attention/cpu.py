@@ -32,9 +32,10 @@ class Block(NamedTuple):
 
 
 class Steps(Protocol):
-    """What happens between the products; blocks are `[windows, heads, n, D]` or `[windows, heads, n, m]`.
+    """What happens between the products.
 
-    A row of scores has its n keys at the front of m, the next multiple of `align`.
+    Blocks of queries are `[windows, heads, n, D]`, of keys `[windows, heads, m, D]`, of scores `[windows,
+    heads, n, m]`: m is the next multiple of `align`, and the keys from n on are zeros with weight zero.
     """
 
     align: int
@@ -121,16 +122,14 @@ def forward(
     steps, shape = _prepare(make, q, bias, where, scale)
 
     def work(blocks: list[Block]) -> None:
-        most = max(map(_count, blocks))
-        qw, kw, vw = (torch.empty(most, shape[0], shape[1], q.shape[4]) for _ in range(3))
-        weights = torch.empty(most, *shape)
+        (query, found), (key, value), (weights,) = _scratch(blocks, shape, q.shape[4], 2, 2, 1)
         for block in blocks:
-            count = _count(block)
-            for x, into in ((q, qw), (k, kw), (v, vw)):
-                steps.take(x, block, into[:count])
-            steps.weights(qw[:count], kw[:count], block, weights[:count])
-            p, value, found = _flat(count, weights[..., : shape[1]], vw, qw)
-            steps.put(torch.bmm(p, value, out=found).unflatten(0, (count, -1)), block, out)
+            qb, kb, vb, p, out_b = _first(block, query, key, value, weights, found)
+            for x, into in ((q, qb), (k, kb), (v, vb)):
+                steps.take(x, block, into)
+            steps.weights(qb, kb, block, p)
+            _multiply(p, vb, out_b)
+            steps.put(out_b, block, out)
 
     parallel.run([partial(work, part) for part in _share(q, where)])
     return out
@@ -153,25 +152,20 @@ def backward(
     shares = torch.zeros(len(parts), *shape)
 
     def work(blocks: list[Block], share: Tensor) -> None:
-        most = max(map(_count, blocks))
-        space = [torch.empty(most, shape[0], shape[1], q.shape[4]) for _ in range(5)]
-        weights, dweights = torch.empty(most, *shape), torch.empty(most, *shape)
+        queries, keys, scores = _scratch(blocks, shape, q.shape[4], 3, 3, 2)
         for block in blocks:
-            count = _count(block)
-            for x, into in zip((q, k, v, grad), space, strict=False):
-                steps.take(x, block, into[:count])
-            steps.weights(space[0][:count], space[1][:count], block, weights[:count])
-            query, key, value, dout, found = _flat(count, *space)
-            p, ds = _flat(count, weights[..., : shape[1]], dweights[..., : shape[1]])
-
-            def put(into: Tensor, a: Tensor, b: Tensor, block: Block = block, out: Tensor = found) -> None:
-                steps.put(torch.bmm(a, b, out=out).unflatten(0, (-1, shape[0])), block, into)
-
-            put(dv, p.transpose(1, 2), dout)
-            torch.bmm(dout, value.transpose(1, 2), out=ds)
-            steps.gradient(weights[:count], dweights[:count], share)
-            put(dq, ds, key)
-            put(dk, ds.transpose(1, 2), query)
+            qb, gb, dqb, kb, vb, dkb, p, ds = _first(block, *queries, *keys, *scores)
+            for x, into in ((q, qb), (k, kb), (v, vb), (grad, gb)):
+                steps.take(x, block, into)
+            steps.weights(qb, kb, block, p)
+            _multiply(p.transpose(2, 3), gb, dkb)
+            steps.put(dkb, block, dv)
+            _multiply(gb, vb.transpose(2, 3), ds)
+            steps.gradient(p, ds, share)
+            _multiply(ds, kb, dqb)
+            steps.put(dqb, block, dq)
+            _multiply(ds.transpose(2, 3), qb, dkb)
+            steps.put(dkb, block, dk)
 
     parallel.run([partial(work, part, share) for part, share in zip(parts, shares, strict=True)])
     return dq, dk, dv, shares.sum(0)[..., : shape[1]]
@@ -186,13 +180,28 @@ def _prepare(
     return make(where, bias, scale, shape), shape
 
 
-def _count(block: Block) -> int:
-    return block.windows.stop - block.windows.start
+def _scratch(
+    blocks: list[Block], shape: tuple[int, int, int], dim: int, queries: int, keys: int, scores: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Memory for so many blocks of queries, of keys (with zeros for the padding) and of scores."""
+    most = max(block.windows.stop - block.windows.start for block in blocks)
+    heads, n, m = shape
+    make = torch.empty if n == m else torch.zeros
+    return (
+        [torch.empty(most, heads, n, dim) for _ in range(queries)],
+        [make(most, heads, m, dim) for _ in range(keys)],
+        [torch.empty(most, *shape) for _ in range(scores)],
+    )
 
 
-def _flat(count: int, *spaces: Tensor) -> list[Tensor]:
-    """The first windows of scratch memory, windows and heads as one batch."""
-    return [x[:count].flatten(0, 1) for x in spaces]
+def _first(block: Block, *spaces: Tensor) -> list[Tensor]:
+    """As much of each scratch tensor as a block needs."""
+    return [x[: block.windows.stop - block.windows.start] for x in spaces]
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Matrix products, windows and heads as one batch."""
+    torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out=out.flatten(0, 1))
 
 
 def _share(q: Tensor, where: Geometry) -> list[list[Block]]:

@@ -24,9 +24,8 @@ class NumbaSteps:
         *_, n, padded = shape
         self.index = self.map.places.numpy()
         self.region = F.pad(self.map.region, (0, padded - n)).numpy()
-        self.bias = np.zeros((shape[0], n, padded), np.float32)
-        if bias is not None:
-            self.bias[:, :, :n] = bias.detach().float().numpy()
+        self.bias = np.full((shape[0], n, padded), -np.inf, np.float32)
+        self.bias[:, :, :n] = 0 if bias is None else bias.float().numpy()
 
     def take(self, x: Tensor, block: Block, out: Tensor) -> None:
         """As `cpu.Steps.take`."""
@@ -44,13 +43,12 @@ class NumbaSteps:
         if image.dtype == torch.float32:
             numba_kernels.put(x.numpy(), self.index[block.windows], image.numpy())
         else:
-            tokens = x.transpose(1, 2).flatten(0, 1).to(image.dtype)
+            tokens = x[:, :, : self.where.tokens].transpose(1, 2).flatten(0, 1).to(image.dtype)
             image.index_copy_(0, self.map.places[block.windows].flatten(), tokens)
 
     def weights(self, q: Tensor, k: Tensor, block: Block, out: Tensor) -> None:
         """As `cpu.Steps.weights`."""
-        products = out[..., : q.shape[2]].flatten(0, 1)
-        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), out=products)
+        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), out=out.flatten(0, 1))
         plain = max(0, self.map.plain - block.windows.start)
         numba_kernels.softmax(out.numpy(), self.bias, self.region[block.windows], plain, self.scale)
 

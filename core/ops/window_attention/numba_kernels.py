@@ -15,8 +15,9 @@ from manyheads.core.jit import exp, kernel
 
 @kernel
 def take(image, stride_y, stride_x, stride_h, index, width, out):
-    """Gather the tokens `index` `[windows, n]` of an image into `out` `[windows, heads, n, D]`."""
-    windows, heads, n, dim = out.shape
+    """Gather tokens `[windows, n]` of an image into the first n of `out` `[windows, heads, m, D]`."""
+    windows, n = index.shape
+    heads, dim = out.shape[1], out.shape[3]
     for w in range(windows):
         for i in range(n):
             token = index[w, i] // width * stride_y + index[w, i] % width * stride_x
@@ -28,8 +29,9 @@ def take(image, stride_y, stride_x, stride_h, index, width, out):
 
 @kernel
 def put(blocks, index, out):
-    """Write tokens `[windows, heads, n, D]` to their places `index` in `out` `[H * W, heads, D]`."""
-    windows, heads, n, dim = blocks.shape
+    """Write the first n tokens of `[windows, heads, m, D]` to their places in `out` `[H * W, heads, D]`."""
+    windows, n = index.shape
+    heads, dim = blocks.shape[1], blocks.shape[3]
     for w in range(windows):
         for i in range(n):
             token = index[w, i]
@@ -39,11 +41,11 @@ def put(blocks, index, out):
 
 
 @kernel
-def softmax(scores, bias, region, plain, scale):  # noqa: PLR0912
+def softmax(scores, bias, region, plain, scale):
     """Turn products `[windows, heads, n, m]` into weights, in place; keys from n to m are padding.
 
-    The bias is `[heads, n, m]`, m is a multiple of 16; only windows from `plain` on have several regions,
-    `[windows, m]`. A row whose scores are all minus infinity gets zeros.
+    The bias is `[heads, n, m]`, minus infinity in the padding, and m a multiple of 16. Only windows from
+    `plain` on have several regions, `[windows, m]`. A row whose scores are all minus infinity gets zeros.
     """
     windows, heads, n, m = scores.shape
     hidden = np.float32(-np.inf)
@@ -53,8 +55,6 @@ def softmax(scores, bias, region, plain, scale):  # noqa: PLR0912
             for i in range(n):
                 for j in range(m):
                     row[j] = scores[w, h, i, j] * scale + bias[h, i, j]
-                for j in range(n, m):  # whatever an earlier block left there, NaN too
-                    row[j] = hidden
                 if w >= plain:
                     own = region[w, i]
                     for j in range(m):
@@ -68,15 +68,13 @@ def softmax(scores, bias, region, plain, scale):  # noqa: PLR0912
                 top = hidden
                 for j in range(16):
                     top = most[j] if most[j] > top else top
-                if top == hidden:  # nothing is above minus infinity: all hidden, or NaN among them
-                    for j in range(m):
-                        scores[w, h, i, j] = np.float32(0.0) if row[j] == hidden else row[j]
-                    continue
+                # Nothing above minus infinity: exp(-inf - 0) is zero, and NaN stays NaN.
+                top = np.float32(0.0) if top == hidden else top
                 total = np.float32(0.0)
                 for j in range(m):
                     row[j] = exp(row[j] - top)
                     total += row[j]
-                share = np.float32(1.0) / total
+                share = np.float32(1.0) / (np.float32(1.0) if total == np.float32(0.0) else total)
                 for j in range(m):
                     scores[w, h, i, j] = row[j] * share
 
@@ -85,14 +83,12 @@ def softmax(scores, bias, region, plain, scale):  # noqa: PLR0912
 def gradient(weights, grad, dbias, scale):
     """Turn the weights' gradient `[windows, heads, n, m]`, in place, into that of the products.
 
-    That of the scores is added to `dbias` `[heads, n, m]`; the keys from n to m are padding.
+    That of the scores is added to `dbias` `[heads, n, m]`.
     """
     windows, heads, n, m = weights.shape
     for w in range(windows):
         for h in range(heads):
             for i in range(n):
-                for j in range(n, m):
-                    grad[w, h, i, j] = np.float32(0.0)
                 delta = np.float32(0.0)
                 for j in range(m):
                     delta += weights[w, h, i, j] * grad[w, h, i, j]
