@@ -6,6 +6,7 @@ from manyheads.core.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from manyheads.core.layers.mamba2 import Mamba2
 from manyheads.core.layers.mlp import GatedMlp, Mlp
 from manyheads.core.layers.norm import CRMSNorm, LayerNorm, RMSNorm
+from manyheads.core.layers.s4 import S4, S4D, S4State
 from manyheads.core.layers.transformer import PreNormBlock, PreNormStack
 
 __all__ = [
@@ -22,4 +23,7 @@ __all__ = [
     "PreNormBlock",
     "PreNormStack",
     "RMSNorm",
+    "S4",
+    "S4D",
+    "S4State",
 ]
