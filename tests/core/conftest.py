@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -105,5 +106,96 @@ def conv_case() -> Callable[..., ConvCase]:
         if cu_seqlens:
             options["cu_seqlens"] = torch.tensor(cu_seqlens, dtype=torch.int32, device=device)
         return ConvCase(inputs, options)
+
+    return build
+
+
+@dataclass
+class OpCase:
+    """Inputs of one call of an op, and the op and its reference with their fixed options."""
+
+    inputs: list[Tensor | None]
+    op: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+
+
+@pytest.fixture
+def varlen_case() -> Callable[..., OpCase]:
+    """Build a call of `varlen_attention`: inputs q, k, v, bias (a table up to the distance `far`)."""
+    from manyheads.core.ops import varlen_attention as op
+
+    def build(
+        queries: list[int],
+        keys: list[int] | None = None,
+        *,
+        heads: int = 2,
+        key_heads: int | None = None,
+        dim: int = 16,
+        far: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        causal: bool = False,
+        scale: float | None = None,
+    ) -> OpCase:
+        generator = torch.Generator().manual_seed(sum(queries))
+        hk, total = key_heads or heads, sum(keys or queries)
+        shapes: list[tuple[int, ...]] = [(sum(queries), heads, dim), (total, hk, dim), (total, hk, dim)]
+        if far is not None:
+            shapes.append((heads, 2 * far + 1))
+        inputs: list[Tensor | None] = [
+            torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes
+        ]
+        inputs += [None] * (4 - len(inputs))
+        cu = [
+            None if x is None else torch.tensor([0, *x], device=device).cumsum(0).to(torch.int32)
+            for x in (queries, keys)
+        ]
+
+        def bind(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return lambda q, k, v, bias: function(q, k, v, *cu, bias=bias, causal=causal, scale=scale)
+
+        return OpCase(inputs, bind(op), bind(import_module(f"{op.__module__}.reference").varlen_attention))
+
+    return build
+
+
+@pytest.fixture
+def local_case() -> Callable[..., OpCase]:
+    """Build a call of `local_attention`: inputs q, k, v, global_rows (with `own`)."""
+    from manyheads.core.ops import local_attention as op
+
+    def build(
+        tokens: int,
+        window: int,
+        *,
+        places: int | list[list[int]] = 0,
+        own: bool = False,
+        masked: bool = False,
+        batch: int = 2,
+        heads: int = 2,
+        dim: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> OpCase:
+        generator = torch.Generator().manual_seed(tokens)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+        inputs: list[Tensor | None] = [draw(batch, tokens, heads, dim) for _ in range(3)]
+        count = places if isinstance(places, int) else len(places[0])
+        inputs.append(draw(batch, count, heads, dim) if own else None)
+        mask = None
+        if masked:  # holes, and the last sequence ends early
+            mask = (torch.rand(batch, tokens, generator=generator) > 0.3).to(device)
+            mask[-1, tokens // 2 :] = False
+        where = places if isinstance(places, int) else torch.tensor(places, device=device)
+
+        def bind(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return lambda q, k, v, rows: function(
+                q, k, v, window, global_tokens=where, global_rows=rows, mask=mask
+            )
+
+        return OpCase(inputs, bind(op), bind(import_module(f"{op.__module__}.reference").local_attention))
 
     return build

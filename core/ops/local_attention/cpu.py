@@ -7,6 +7,7 @@ parts' log-sum-exps. The backward computes the weights again, a head at a time (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -190,10 +191,10 @@ def _mark(flags: Tensor, index: Tensor) -> Tensor:
     return flags
 
 
-def _run(q: Tensor, work: partial[None] | object) -> None:
+def _run(q: Tensor, work: Callable[[int, slice], None]) -> None:
     """Share out sequences, and heads where there are few sequences."""
     batch, _, heads, _ = q.shape
     groups = min(heads, max(1, math.ceil(2 * parallel.workers() / max(1, batch))))
     ends = [heads * i // groups for i in range(groups + 1)]
-    parts = [partial(work, b, slice(*pair)) for b in range(batch) for pair in pairwise(ends)]  # type: ignore[call-overload]
+    parts = [partial(work, b, slice(*pair)) for b in range(batch) for pair in pairwise(ends)]
     parallel.run(parts)

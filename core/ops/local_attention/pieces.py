@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """`count` blocks of `size` rows from `row` on; block c sees the `strip` keys from `key + c * size` on."""
 
     row: int
@@ -126,8 +126,8 @@ class Share:
             return cls(q, k, v, None, None, None, scale)
         own = index[batch]
         places, unused = own.clamp(min=0), (own < 0)[:, None]
-        far = (x[places].transpose(0, 1).masked_fill(unused, 0.0) for x in (k, v))
-        return cls(q, k, v, *far, own, scale)
+        k_far, v_far = (x[places].transpose(0, 1).masked_fill(unused, 0.0) for x in (k, v))
+        return cls(q, k, v, k_far, v_far, own, scale)
 
     def far_scores(self, query: Tensor, head: int | None = None) -> Tensor:
         """Scores of the global keys, `[H, S, G]` of queries `[H, S, D]`, or of one head's `[C, S, D]`."""

@@ -104,9 +104,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, bias: Te
             f"{cu_k.shape[0] - 1}"
         )
     _check_bias(q, bias)
-    for name, x in (("k", k), ("v", v), ("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k), ("bias", bias)):
-        if x is not None and x.device != q.device:
-            raise ValueError(f"varlen_attention: {name} is on {x.device}, q is on {q.device}")
+    others = {"k": k, "v": v, "cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "bias": bias}
+    for name, other in others.items():
+        if other is not None and other.device != q.device:
+            raise ValueError(f"varlen_attention: {name} is on {other.device}, q is on {q.device}")
 
 
 def _check_bias(q: Tensor, bias: Tensor | None) -> None:
