@@ -204,14 +204,15 @@ class Predictor:
         """Check and scale a record's context window.
 
         Raises:
-            BadRecord: Too short, a value missing, a cell that is no number, or timestamps out of order or of
-                another frequency; names the row.
+            BadRecord: Too short, a value missing, a cell that is no number, timestamps out of order or of
+                another frequency (names the row), or not the columns that the model is built for.
         """
         of, tail, targets = self.preprocessing, record.tail, record.file.layout.targets
         if isinstance(tail, DataError):
             raise BadRecord(str(tail))
         if tail.rows < of.seq_len:
             raise BadRecord(f"{record.file.name}: too short, {tail.rows} rows; the model needs {of.seq_len}")
+        self._check_columns(record)
         self._check_missing(record, tail)
         mean, scale = of.scaler.for_columns(targets, tail.values)
         scaled = torch.from_numpy((tail.values - mean) / scale).float()
@@ -223,6 +224,17 @@ class Predictor:
             torch.from_numpy(mean),
             torch.from_numpy(scale),
             ahead,
+        )
+
+    def _check_columns(self, record: Record) -> None:
+        """Refuse columns that a model of a fixed number of variates, in their order, was not trained on."""
+        variates, known = getattr(self.model, "variates", None), self.preprocessing.columns
+        targets = record.file.layout.targets
+        if variates is None or (len(targets) == 1 and variates == 1) or tuple(targets) == known:
+            return
+        raise BadRecord(
+            f"{record.file.name}: this model takes the columns that it was trained on, in their order: "
+            f"{', '.join(known)}; not {', '.join(targets)}"
         )
 
     def _check_missing(self, record: Record, tail: sources.Tail) -> None:

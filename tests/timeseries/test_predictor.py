@@ -228,6 +228,40 @@ def test_wrong_frequency_is_a_bad_record() -> None:
         predictor().predict(frame)
 
 
+class Fixed(Last):
+    """A model of so many variates."""
+
+    def __init__(self, variates: int | None) -> None:
+        super().__init__()
+        self.variates = variates
+
+
+@pytest.mark.parametrize(
+    ("variates", "columns", "fits"),
+    [
+        (2, "uv", True),
+        (2, "vu", False),
+        (2, "u", False),
+        (1, "z", True),
+        (1, "uv", False),
+        (None, "vu", True),
+    ],
+)
+def test_a_model_of_fixed_variates_takes_the_columns_of_its_training(
+    variates: int | None, columns: str, fits: bool
+) -> None:
+    trained = ["u"] if variates == 1 else ["u", "v"]
+    frame = series("a", columns=tuple(columns)).drop(columns="unique_id")
+    made = predictor(Fixed(variates), columns=trained)
+    if fits:
+        assert len(made.predict(frame)) == P * len(columns)
+    else:
+        with pytest.raises(
+            DataError, match=f"in their order: {', '.join(trained)}; not {', '.join(columns)}"
+        ):
+            made.predict(frame)
+
+
 def test_masked_gaps_take_the_value_before() -> None:
     frame = series("a")
     filled = frame.copy()

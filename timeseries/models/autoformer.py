@@ -201,6 +201,11 @@ class Autoformer(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self.moving_avg, self.label_len, self.pred_len = moving_avg, label_len, pred_len
 
+    @property
+    def variates(self) -> int:
+        """How many variates it takes; they are the same ones, in their order."""
+        return self.enc_embedding.variates
+
     def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
         """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`."""
         if x_mark is None or y_mark is None:

@@ -32,7 +32,7 @@ class DLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.moving_avg = moving_avg
-        self.individual = individual
+        self.individual = self.variates = individual
         self.Linear_Seasonal = _maps(seq_len, pred_len, individual)
         self.Linear_Trend = _maps(seq_len, pred_len, individual)
 

@@ -247,7 +247,7 @@ class DataEmbedding(nn.Module):
         super().__init__()
         self.value_embedding = TokenEmbedding(c_in, d_model, bias)
         self.temporal_embedding = temporal
-        self.dropout = dropout
+        self.dropout, self.variates = dropout, c_in
         # A formula, so not in the state dict: official checkpoints hold 5,000 rows of it, used or not.
         self.register_buffer("pe", sinusoid(positions, d_model), persistent=False)
 

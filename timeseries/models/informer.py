@@ -74,6 +74,11 @@ class Informer(nn.Module):
         self.encoder, self.decoder, self.projection = encoder, decoder, projection
         self.label_len, self.pred_len = label_len, pred_len
 
+    @property
+    def variates(self) -> int:
+        """How many variates it takes; they are the same ones, in their order."""
+        return self.enc_embedding.variates
+
     def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
         """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`."""
         return self.forecast(*self._official(x, x_mark, y_mark))
