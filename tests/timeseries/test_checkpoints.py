@@ -1,9 +1,13 @@
 """Checkpoints of other codes: loaded whole or refused with the dialect that fits."""
 
+import numpy as np
 import pytest
 import torch
 
+from manyheads.core import hub
+from manyheads.core.catalog import create_model
 from manyheads.core.errors import DataError, UsageError
+from manyheads.timeseries.calendar import time_features
 from manyheads.timeseries.models.autoformer import autoformer
 from manyheads.timeseries.models.checkpoints import load_weights
 from manyheads.timeseries.models.embeddings import sinusoid
@@ -156,3 +160,22 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_copied(spoil, complai
         load_weights(model, state, "informer")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("patchtst", {"patch_len": 4, "stride": 2}),
+        ("autoformer", {"enc_in": 3, "label_len": 8, "embed": "learned"}),
+        ("informer", {"enc_in": 3, "label_len": 8, "embed": "fixed"}),
+        ("informer_stack", {"enc_in": 3, "label_len": 8, "s_layers": "2,1"}),
+    ],
+)
+def test_a_model_folder_gives_the_same_forecasts(tmp_path, name, more):
+    model = create_model(name, **SIZES, **more).eval()
+    hub.save(tmp_path / "m", model, domain="timeseries", name=name, arguments=SIZES | more, preprocessing={})
+    again, _ = hub.load_model(tmp_path / "m")
+    ds = np.arange("2020-02-28", "2020-03-01", dtype="datetime64[h]").astype("datetime64[us]")
+    marks = torch.from_numpy(time_features(ds[:20], "h")).expand(2, -1, -1)
+    inputs = torch.randn(2, 16, 3), marks[:, :16], marks[:, 16:]
+    torch.testing.assert_close(again(*inputs), model(*inputs), rtol=0, atol=0)
