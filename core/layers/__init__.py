@@ -10,6 +10,8 @@ from manyheads.core.layers.s4 import S4, S4D, S4State
 from manyheads.core.layers.transformer import PreNormBlock, PreNormStack
 
 __all__ = [
+    "S4",
+    "S4D",
     "BidirectionalMamba",
     "CRMSNorm",
     "GatedMlp",
@@ -23,7 +25,5 @@ __all__ = [
     "PreNormBlock",
     "PreNormStack",
     "RMSNorm",
-    "S4",
-    "S4D",
     "S4State",
 ]
