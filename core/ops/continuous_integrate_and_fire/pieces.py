@@ -36,8 +36,13 @@ def continuous_integrate_and_fire(
     counts = (numbers[:, -1] - numbers[:, 0]).long()
     size = (int(counts.max()) if batch else 0) if max_tokens is None else max_tokens
     shares, frame, starts = _cut(places, numbers[:, 0], counts, size)
+    # Bags behind a row's count are empty, but not in a row that is NaN.
+    whole = starts[:, : size + 1].gather(1, counts[:, None].clamp(max=size))
+    within = torch.arange(size + 1, device=alpha.device) <= counts[:, None]
+    within = F.pad(within | bad[:, -1:].isnan(), (0, 1), value=True)
+    starts = torch.where(within, starts, whole)
     # The tail and what lies behind a row's end weigh nothing, and point at a frame that counts.
-    shares = torch.where(frame < ends[:, None], shares * threshold, 0.0)
+    shares = torch.where(frame < ends[:, None], shares * threshold, 0.0) + bad[:, -1:]
     frame = torch.minimum(frame, (ends - 1).clamp(min=0)[:, None])
     wide = hidden if hidden.dtype == torch.float64 else hidden.float()
     offset = torch.arange(batch, device=alpha.device)[:, None]
@@ -49,18 +54,16 @@ def continuous_integrate_and_fire(
         per_sample_weights=shares.to(wide.dtype).flatten(),
     ).view(batch, size + 2, -1)  # the tokens, those beyond max_tokens, what is left
     tokens, left = bags[:, :size], bags[:, -1]
-    left = left.masked_fill((ends == 0)[:, None], 0.0)
+    poison = bad[:, -1:].to(wide.dtype)  # [B, 1]
+    left = torch.where((ends == 0)[:, None], poison, left)
     if state is not None:
-        tokens = torch.cat((tokens[:, :1] + state.partial[:, None], tokens[:, 1:]), 1) if size else tokens
+        begun = state.partial.masked_fill((counts == 0)[:, None], 0.0)
+        tokens = torch.cat((tokens[:, :1] + begun[:, None], tokens[:, 1:]), 1) if size else tokens
         left = left + state.partial.masked_fill((counts > 0)[:, None], 0.0)
-    unused = torch.arange(size, device=alpha.device) >= counts[:, None]
-    tokens = tokens.masked_fill(unused[..., None], 0.0)
     ended = numbers[:, 1:] > numbers[:, :-1]
     fires = (places[:, 1:] - numbers[:, 1:] + ended) * threshold + bad
-    poison = bad[:, -1:].to(wide.dtype)
-    tokens = (tokens + poison[..., None]).to(hidden.dtype)
-    after = FireState(left + poison, sums[:, -1] + bad[:, -1]) if return_state else None
-    return Fired(tokens, counts, fires.to(wide.dtype), after)
+    after = FireState(left, sums[:, -1] + bad[:, -1]) if return_state else None
+    return Fired(tokens.to(hidden.dtype), counts, fires.to(wide.dtype), after)
 
 
 def _weights(alpha: Tensor, ends: Tensor, tail: float | None) -> tuple[Tensor, Tensor]:
