@@ -42,6 +42,8 @@ class LongformerAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide dim {dim}")
         self.num_heads, self.head_dim, self.window = num_heads, dim // num_heads, window
+        # Beyond, projecting every token to a key and a value costs less than the folded products do.
+        self.most_folded = self.head_dim // 2
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -73,7 +75,7 @@ class LongformerAttention(nn.Module):
             batch = torch.arange(len(x), device=x.device)[:, None]
             tokens = x[batch, global_tokens.long().clamp(min=0)]
         query = self._split(self.query_global(tokens))
-        if tokens.shape[1] < self.head_dim:
+        if tokens.shape[1] <= self.most_folded:
             return self._few(x, query, mask)
         key, value = self._split(self.key_global(x)), self._split(self.value_global(x))
         return attention(query, key, value, mask=None if mask is None else mask[:, None, None])

@@ -34,7 +34,8 @@ def local_attention(
         v: Values.
         window: Tokens to each side that a token sees, besides itself (half of Longformer's attention_window).
         global_tokens: How many of the first tokens are global, or the places of those that are: in each row
-            different ones, -1 where there are fewer. Every token sees them through k and v, once.
+            different ones, -1 where there are fewer (checked on a CPU, not on a GPU). Every token sees them
+            through k and v, once.
         global_rows: What the global tokens get, if they attend in another way than with q, k and v:
             Longformer has projections of their own for them (see `core.layers.local_attention`). None: they
             attend to all real tokens with q, k and v.
@@ -102,6 +103,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) ->
         )
 
 
+def _check_places(places: Tensor, tokens: int) -> None:
+    for row in places.tolist():
+        used = [place for place in row if place != -1]
+        if len(set(used)) < len(used) or not all(0 <= place < tokens for place in used):
+            raise ValueError(
+                f"local_attention: global_tokens must be different places below {tokens}, or -1, not {row}"
+            )
+
+
 def _check_global(q: Tensor, global_tokens: int | Tensor, global_rows: Tensor | None) -> None:
     batch, tokens, heads, dim = q.shape
     if isinstance(global_tokens, Tensor):
@@ -115,6 +125,8 @@ def _check_global(q: Tensor, global_tokens: int | Tensor, global_rows: Tensor | 
                 f"{list(global_tokens.shape)} on {global_tokens.device}"
             )
         count = global_tokens.shape[1]
+        if global_tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_places(global_tokens, tokens)
     elif not 0 <= global_tokens <= tokens:
         raise ValueError(f"local_attention: global_tokens must be in 0..N = {tokens}, not {global_tokens}")
     else:
