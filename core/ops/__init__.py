@@ -8,6 +8,7 @@ from manyheads.core.ops.continuous_integrate_and_fire import (
     continuous_integrate_and_fire,
 )
 from manyheads.core.ops.decay_attention import decay_attention, decay_attention_step
+from manyheads.core.ops.delta_rule import delta_rule, delta_rule_step
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.fft_conv import fft_conv
 from manyheads.core.ops.linear_attention import LinearState, linear_attention, linear_attention_step
@@ -30,6 +31,8 @@ __all__ = [
     "crms_norm",
     "decay_attention",
     "decay_attention_step",
+    "delta_rule",
+    "delta_rule_step",
     "depthwise_conv1d",
     "depthwise_conv1d_step",
     "edge_order",
