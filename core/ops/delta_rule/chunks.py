@@ -20,6 +20,8 @@ class Layout:
 
     Attributes:
         size: Tokens of a chunk.
+        chunks: How many there are, N.
+        sequences: The batch, or the packed ones.
         places: Chunks at the same place of their sequences, first place first: (chunks, sequences), slices.
         order: The sequences, longest first; None where they are of one length.
         back: Each sequence's place in `order`.
@@ -28,6 +30,8 @@ class Layout:
     """
 
     size: int
+    chunks: int
+    sequences: int
     places: Sequence[tuple[slice, slice]]
     order: Tensor | None
     back: Tensor | None
@@ -75,4 +79,4 @@ def layout(batch: int, length: int, cu_seqlens: Tensor | None, size: int) -> Lay
     tokens = torch.where(step < lengths[sequence][:, None], starts[sequence][:, None] + step, rows).flatten()
     slots = torch.empty(rows + 1, dtype=torch.int64)
     slots[tokens] = torch.arange(tokens.numel())
-    return Layout(size, places, order, back, tokens, slots[:rows])
+    return Layout(size, firsts[-1], lengths.numel(), places, order, back, tokens, slots[:rows])

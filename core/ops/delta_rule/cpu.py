@@ -1,17 +1,20 @@
 """The delta rule on a CPU: chunks, as matrix products in torch, with the backward written out (README.md).
 
 Kept for the backward are the inputs and the state before each chunk. What happens inside the chunks is
-computed for all of them at once; the state goes from chunk to chunk.
+computed for all of them at once, a head at a time; the state goes from chunk to chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from manyheads.core.ops.delta_rule.chunks import Layout, layout
+from manyheads.core.parallel import run
 
 SIZE = 32
 _LEAST = -1e4  # exp of less is zero, and float64 holds sums of it exactly enough
@@ -71,20 +74,46 @@ def forward(
         The outputs in v's dtype, the last states, and (or nothing) the states before each chunk
         `[rows, H, K, V]`.
     """
-    cut, chunks = _chunks(q, k, v, beta, log_decay, cu_seqlens)
-    inside = _inside(*chunks, scale)
-    state = _start(cut, q, v, initial_state)
+    cut = layout(q.shape[0], q.shape[1], cu_seqlens, SIZE)
+    shape = q.shape[2], q.shape[3], v.shape[3]
+    out, state = (
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        torch.empty(cut.sequences, *shape),
+    )
+    kept = torch.empty(rows(q, cu_seqlens) if keep else 0, *shape)
+    kept[cut.chunks :] = 0  # rows without a chunk
+
+    def head(h: slice) -> None:
+        chunks = _chunks(cut, _of(h, q, k, v, beta, log_decay))
+        initial = None if initial_state is None else initial_state[:, h]
+        found, last = _scan(cut, _inside(*chunks, scale), initial, kept[:, h])
+        out[:, :, h], state[:, h] = cut.join(found, v[:, :, h]), last
+
+    _each_head(head, shape[0])
+    return out, state, kept
+
+
+def _scan(cut: Layout, inside: Inside, initial_state: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs in chunks and last states of a head; states before the chunks go to kept, if it has rows."""
+    state = _start(cut, inside, initial_state)
     out = torch.empty_like(inside.writes)
-    kept = torch.empty(rows(q, cu_seqlens) if keep else 0, *state.shape[1:])
-    kept[out.shape[0] :] = 0  # rows without a chunk
     for chunk, sequence in cut.places:
         before = state[sequence]
-        if keep:
+        if kept.shape[0]:
             kept[chunk] = before
         written = inside.writes[chunk] - inside.reads[chunk] @ before
         out[chunk] = inside.queries[chunk] @ before + inside.scores[chunk] @ written
         state[sequence] = inside.whole[chunk] * before + inside.keys[chunk].mT @ written
-    return cut.join(out, v), cut.unsort(state).float(), kept
+    return out, cut.unsort(state).float()
+
+
+def _each_head(head: Callable[[slice], None], count: int) -> None:
+    """One head after the other on each thread: what a head needs inside its chunks stays near the core."""
+    run([partial(head, slice(h, h + 1)) for h in range(count)])
+
+
+def _of(h: slice, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x[:, :, h] for x in tensors]
 
 
 def backward(
@@ -100,14 +129,39 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Gradients of q, k, v, beta, log_decay and the initial state (float32)."""
-    cut, chunks = _chunks(q, k, v, beta, log_decay, cu_seqlens)
-    inside = _inside(*chunks, scale)
-    before = kept[: inside.whole.shape[0]].to(_precision(q))
-    dout = cut.split(dout, _precision(q))
-    dstate = _start(cut, q, v, dstate)
+    cut = layout(q.shape[0], q.shape[1], cu_seqlens, SIZE)
+    given = [q, k, v, beta] if log_decay is None else [q, k, v, beta, log_decay]
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
+    dinitial = torch.empty(cut.sequences, *kept.shape[1:])
+
+    def head(h: slice) -> None:
+        chunks = _chunks(cut, _of(h, q, k, v, beta, log_decay))
+        inside = _inside(*chunks, scale)
+        pulled = cut.split(dout[:, :, h], chunks[0].dtype)
+        after = _start(cut, inside, None if dstate is None else dstate[:, h])
+        before = kept[: cut.chunks, h].to(chunks[0].dtype)
+        grads = _pull_back(cut, chunks, inside, pulled, after, before, scale)
+        for x, grad in zip(found, grads, strict=False):
+            x[:, :, h] = cut.join(grad, x[:, :, h])
+        dinitial[:, h] = cut.unsort(after).float()
+
+    _each_head(head, q.shape[2])
+    dq, dk, dv, dbeta, *rest = found
+    return dq, dk, dv, dbeta, rest[0] if rest else None, dinitial
+
+
+def _pull_back(
+    cut: Layout,
+    chunks: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    inside: Inside,
+    dout: Tensor,
+    dstate: Tensor,
+    before: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of a head's inputs in chunks; dstate, of the last states, becomes that of the first ones."""
     dwritten, dkeys = torch.empty_like(inside.writes), torch.empty_like(inside.keys)
     dwhole = torch.empty_like(inside.whole)
-    dqueries = dout @ before.mT
     written = inside.writes - inside.reads @ before
     for chunk, sequence in reversed(cut.places):
         after = dstate[sequence]
@@ -119,10 +173,7 @@ def backward(
         dstate[sequence] = inside.whole[chunk] * after + read
     dscores = (dout @ written.mT).tril_()
     solved = torch.cat([dwritten, -(dwritten @ before.mT)], -1)
-    grads = _pull_inside(chunks, inside, scale, dscores, dqueries, dkeys, dwhole, solved)
-    dq, dk, dv, dbeta = (cut.join(grad, x) for grad, x in zip(grads, (q, k, v, beta), strict=False))
-    ddecay = None if log_decay is None else cut.join(grads[4], log_decay)
-    return dq, dk, dv, dbeta, ddecay, cut.unsort(dstate).float()
+    return _pull_inside(chunks, inside, scale, dscores, dout @ before.mT, dkeys, dwhole, solved)
 
 
 def rows(q: Tensor, cu_seqlens: Tensor | None, size: int = SIZE) -> int:
@@ -133,26 +184,22 @@ def rows(q: Tensor, cu_seqlens: Tensor | None, size: int = SIZE) -> int:
     return batch * -(-length // size)
 
 
-def _chunks(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Layout, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+def _chunks(cut: Layout, given: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All inputs in chunks, `[N, H, C, ...]`; beta `[N, H, C, 1]`, log_decay zeros where there is none."""
-    cut = layout(q.shape[0], q.shape[1], cu_seqlens, SIZE)
-    dtype = _precision(q)
+    q, k, v, beta, log_decay = given
+    assert q is not None and k is not None and v is not None and beta is not None
+    dtype = torch.float64 if q.shape[3] < _NARROW else torch.float32
     queries, keys, values, rates = (cut.split(x, dtype) for x in (q, k, v, beta))
     decays = torch.zeros_like(rates) if log_decay is None else cut.split(log_decay, torch.float64)
-    return cut, (queries, keys, values, rates[..., None], decays)
+    return queries, keys, values, rates[..., None], decays
 
 
-def _start(cut: Layout, q: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
+def _start(cut: Layout, inside: Inside, state: Tensor | None) -> Tensor:
+    """A head's states, in the order of the layout, to be written over."""
     if state is None:
-        count = q.shape[0] if cut.order is None else cut.order.numel()
-        return torch.zeros(count, q.shape[2], q.shape[3], v.shape[3], dtype=_precision(q))
-    return cut.sort(state.to(_precision(q), copy=True, memory_format=torch.contiguous_format))
-
-
-def _precision(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.shape[3] < _NARROW else torch.float32
+        keys, values = inside.keys.shape[-1], inside.writes.shape[-1]
+        return inside.keys.new_zeros(cut.sequences, inside.keys.shape[1], keys, values)
+    return cut.sort(state.to(inside.keys.dtype, copy=True))
 
 
 def _inside(
