@@ -155,3 +155,19 @@ def test_another_number_of_variates_is_refused():
 
 def test_builder_returns_a_plain_module():
     assert type(create_model("autoformer", **SIZES)) is Autoformer
+
+
+def test_it_exports():
+    model = small()
+    inputs = batch()
+    exported = torch.export.export(model, inputs, strict=False).module()
+    again = batch()
+    torch.testing.assert_close(exported(*again), model(*again))
+
+
+def test_a_history_or_calendar_of_another_length_is_refused():
+    x, x_mark, y_mark = batch()
+    with pytest.raises(ValueError, match="fewer than label_len=10"):
+        small()(x[:, :9], x_mark[:, :9], y_mark)
+    with pytest.raises(ValueError, match="calendar features"):
+        small()(x, x_mark, y_mark[:, :-1])

@@ -5,6 +5,8 @@ import torch
 
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
+from manyheads.core.ops.prob_sparse_attention import draw_keys
+from manyheads.timeseries.models.attention import fixed_keys
 from manyheads.timeseries.models.checkpoints import load_weights
 from manyheads.timeseries.models.informer import Informer, informer, informer_stack
 from manyheads.timeseries.models.informer_layers import DistilLayer
@@ -239,3 +241,30 @@ def test_another_number_of_variates_or_features_is_refused():
 def test_builders_return_plain_modules():
     assert type(create_model("informer", **SIZES)) is Informer
     assert type(create_model("informer_stack", **SIZES)) is Informer
+
+
+def test_it_exports():
+    model = small()
+    inputs = batch()
+    exported = torch.export.export(model, inputs, strict=False).module()
+    again = batch()
+    torch.testing.assert_close(exported(*again), model(*again))
+
+
+def test_a_history_or_calendar_of_another_length_is_refused():
+    x, x_mark, y_mark = batch()
+    with pytest.raises(ValueError, match="fewer than label_len=10"):
+        small()(x[:, :9], x_mark[:, :9], y_mark)
+    with pytest.raises(ValueError, match="calendar features"):
+        small()(x, x_mark, y_mark[:, :-1])
+    with pytest.raises(ValueError, match="25 steps are more than the 24"):
+        small()(torch.randn(1, 25, 3))
+
+
+def test_evaluations_sample_is_spread_over_all_keys():
+    sample = fixed_keys(720, 720, 5, torch.device("cpu"))
+    assert sample.shape == draw_keys(720, 720, 5).shape == (720, 35)
+    counts = sample.flatten().bincount(minlength=720).float()  # a good draw has a variance of its mean
+    assert 0.8 < counts.var() / counts.mean() < 1.2
+    assert len(sample.unique(dim=0)) == 720
+    torch.testing.assert_close(fixed_keys(720, 720, 5, torch.device("cpu")), sample, rtol=0, atol=0)

@@ -111,3 +111,9 @@ def test_impossible_arguments_are_refused(args, complaint):
 
 def test_builder_returns_a_plain_module():
     assert type(create_model("patchtst", seq_len=16, pred_len=4, d_model=8)) is PatchTST
+
+
+def test_it_exports():
+    model, x = small(), torch.randn(2, 26, 3)
+    exported = torch.export.export(model, (x,), strict=False).module()
+    torch.testing.assert_close(exported(x + 1), model(x + 1))

@@ -21,8 +21,6 @@ from manyheads.timeseries.models.blocks import Pointwise
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
-_SEED = 2021  # of the keys that are sampled in evaluation
-
 
 @dataclass
 class Probe:
@@ -92,9 +90,10 @@ class ProbSparseAttention(nn.Module):
         """Attend."""
         if probe is not None and probe.samples is not None:
             sample = next(probe.samples)
+        elif self.training:
+            sample = draw_keys(q.shape[1], k.shape[1], self.factor)
         else:
-            generator = None if self.training else torch.Generator().manual_seed(_SEED)
-            sample = draw_keys(q.shape[1], k.shape[1], self.factor, generator=generator)
+            sample = fixed_keys(q.shape[1], k.shape[1], self.factor, q.device)
         if probe is not None and probe.maps is not None:
             probe.maps.append(self._weights(q, k, sample))
         return self._attend(q, k, v, sample)
@@ -110,6 +109,21 @@ class ProbSparseAttention(nn.Module):
         units = F.pad(torch.eye(keys, device=k.device, dtype=k.dtype), (0, -keys % width))
         parts = [self._attend(q, k, some[:, None].expand_as(k), sample) for some in units.split(width, dim=1)]
         return torch.cat(parts, dim=-1)[..., :keys].transpose(1, 2)  # [B, H, Q, K]
+
+
+def fixed_keys(queries: int, keys: int, factor: int, device: torch.device) -> Tensor:
+    """Scatter keys over queries, always in the same way: as many for each as `draw_keys` draws.
+
+    A hash of the position, not a generator: those differ between devices, and cannot be exported.
+
+    Shape:
+        `[queries, U]`, int64.
+    """
+    count = max(1, min(factor * math.ceil(math.log(keys)), keys))
+    x = torch.arange(queries * count, device=device)
+    for shift, multiplier in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):  # on 32 bits
+        x = ((x ^ (x >> shift)) * multiplier) & 0xFFFFFFFF
+    return (x % keys).view(queries, count)
 
 
 class AutoCorrelation(nn.Module):

@@ -24,6 +24,7 @@ from manyheads.timeseries.models.blocks import (
     check_label,
     check_positive,
     check_transformer,
+    known_label,
     series_decomp,
 )
 from manyheads.timeseries.models.embeddings import CircularConv, DataEmbedding, temporal_embedding
@@ -212,7 +213,7 @@ class Autoformer(nn.Module):
             return self.forecast(x, None, None, None)
         to_marks = self.enc_embedding.temporal_embedding.marks
         x_mark = to_marks(x_mark)
-        label = x_mark[:, x_mark.shape[1] - self.label_len :]
+        label = known_label(x_mark, self.label_len)
         return self.forecast(x, x_mark, None, torch.cat([label, to_marks(y_mark)], dim=1))
 
     def forecast(
@@ -230,9 +231,7 @@ class Autoformer(nn.Module):
             x_enc `[B, L, N]`, x_mark_dec `[B, label_len + P, M]` -> `[B, P, N]`.
         """
         encoded = self.encoder(self.enc_embedding(x_enc, x_mark_enc))
-        season, trend = (
-            part[:, x_enc.shape[1] - self.label_len :] for part in series_decomp(x_enc, self.moving_avg)
-        )
+        season, trend = (known_label(part, self.label_len) for part in series_decomp(x_enc, self.moving_avg))
         mean = x_enc.mean(1, keepdim=True).expand(-1, self.pred_len, -1)
         season = torch.cat([season, torch.zeros_like(mean)], dim=1)  # [B, label_len + P, N]
         tokens = self.dec_embedding(season, x_mark_dec)

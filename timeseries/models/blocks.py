@@ -118,3 +118,17 @@ def check_label(model: str, label_len: int, seq_len: int) -> None:
     """
     if not 0 <= label_len <= seq_len:
         raise UsageError(f"{model}: label_len={label_len} is not in [0, seq_len={seq_len}]")
+
+
+def known_label(x: Tensor, label_len: int) -> Tensor:
+    """Return the last `label_len` steps, with which a decoder's input begins.
+
+    Shape:
+        `[B, L, N]` -> `[B, label_len, N]`.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if x.shape[1] < label_len:
+        raise ValueError(f"{x.shape[1]} steps of history are fewer than label_len={label_len}")
+    return x[:, x.shape[1] - label_len :]

@@ -252,7 +252,15 @@ class DataEmbedding(nn.Module):
         self.register_buffer("pe", sinusoid(positions, d_model), persistent=False)
 
     def forward(self, x: Tensor, marks: Tensor | None) -> Tensor:
-        """Embed each step; without marks its calendar is left out."""
+        """Embed each step; without marks its calendar is left out.
+
+        Raises:
+            ValueError: Not the variates, calendar features or lengths that the model is built for.
+        """
+        if marks is not None and marks.shape[:-1] != x.shape[:-1]:
+            raise ValueError(f"calendar features {list(marks.shape)} are not those of {list(x.shape)}")
+        if 0 < len(self.pe) < x.shape[1]:
+            raise ValueError(f"{x.shape[1]} steps are more than the {len(self.pe)} the model is built for")
         tokens = self.value_embedding(x)
         if marks is not None:
             tokens = tokens + self.temporal_embedding(marks)

@@ -20,7 +20,13 @@ from manyheads.timeseries.models.attention import (
     Probe,
     ProbSparseAttention,
 )
-from manyheads.timeseries.models.blocks import check_choices, check_label, check_positive, check_transformer
+from manyheads.timeseries.models.blocks import (
+    check_choices,
+    check_label,
+    check_positive,
+    check_transformer,
+    known_label,
+)
 from manyheads.timeseries.models.embeddings import DataEmbedding, temporal_embedding
 from manyheads.timeseries.models.informer_layers import (
     Decoder,
@@ -128,13 +134,13 @@ class Informer(nn.Module):
         self, x: Tensor, x_mark: Tensor | None, y_mark: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Make what `forecast` takes."""
-        before = x.shape[1] - self.label_len
-        x_dec = torch.cat([x[:, before:], x.new_zeros(len(x), self.pred_len, x.shape[-1])], dim=1)
+        ahead = x.new_zeros(len(x), self.pred_len, x.shape[-1])
+        x_dec = torch.cat([known_label(x, self.label_len), ahead], dim=1)
         if x_mark is None or y_mark is None:
             return x, None, x_dec, None
         to_marks = self.enc_embedding.temporal_embedding.marks
         x_mark = to_marks(x_mark)
-        return x, x_mark, x_dec, torch.cat([x_mark[:, before:], to_marks(y_mark)], dim=1)
+        return x, x_mark, x_dec, torch.cat([known_label(x_mark, self.label_len), to_marks(y_mark)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,9 @@ def informer(
         embed_bias: Whether the embeddings have biases.
         batch_union: With one head, let all samples of a batch take the queries that stand out in any: a
             fault of the time-series library, with which a forecast depends on its batch.
+
+    Raises:
+        UsageError: An argument is not possible.
     """
     return _Recipe(
         seq_len, pred_len, enc_in, c_out, label_len, factor, d_model, n_heads, d_layers, d_ff, dropout, attn,
