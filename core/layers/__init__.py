@@ -1,6 +1,7 @@
 """Modules with parameters over `manyheads.core.ops`, one idea a file."""
 
 from manyheads.core.layers.attention import MultiHeadAttention
+from manyheads.core.layers.deltanet import DeltaNet, DeltaNetState
 from manyheads.core.layers.hydra import Hydra
 from manyheads.core.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from manyheads.core.layers.mamba2 import Mamba2
@@ -14,6 +15,8 @@ __all__ = [
     "S4D",
     "BidirectionalMamba",
     "CRMSNorm",
+    "DeltaNet",
+    "DeltaNetState",
     "GatedMlp",
     "Hydra",
     "LayerNorm",
