@@ -179,7 +179,8 @@ def key_kernel(
 @triton.jit
 def score_gradient(
     q, grad, keys, values, bias, top, share, delta, m, n, i, j, d, stride_kn, stride_vn,
-    nq, nk, far, qk_scale, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+    nq, nk, far, qk_scale, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """A tile `[BLOCK_M, BLOCK_N]` of the gradient of the scores, and its keys."""
     k = key_tile(keys, n, j, stride_kn, d, nk, D, BLOCK_D)
