@@ -7,19 +7,24 @@ from manyheads.core.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from manyheads.core.layers.mamba2 import Mamba2
 from manyheads.core.layers.mlp import GatedMlp, Mlp
 from manyheads.core.layers.norm import CRMSNorm, LayerNorm, RMSNorm
+from manyheads.core.layers.position_bias import AlibiBias, BucketBias, RelativePositionBias
+from manyheads.core.layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from manyheads.core.layers.s4 import S4, S4D, S4State
 from manyheads.core.layers.transformer import PreNormBlock, PreNormStack
 
 __all__ = [
     "S4",
     "S4D",
+    "AlibiBias",
     "BidirectionalMamba",
+    "BucketBias",
     "CRMSNorm",
     "DeltaNet",
     "DeltaNetState",
     "GatedMlp",
     "Hydra",
     "LayerNorm",
+    "LearnedPositions",
     "Mamba",
     "Mamba2",
     "MambaState",
@@ -28,5 +33,8 @@ __all__ = [
     "PreNormBlock",
     "PreNormStack",
     "RMSNorm",
+    "RelativePositionBias",
+    "RotaryPositions",
     "S4State",
+    "SinusoidalPositions",
 ]
