@@ -145,12 +145,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v, and of the bias `[heads, n, n]` in float32 where it is needed."""
     call, grad = _call(q, k, v, bias, where, scale), _dense(grad)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    grads = (dq, dk, dv)
     config = call.config("small") if where.tokens <= SHORT else None
     if config is not None:
-        return *grads, _small(call, config, grad, rows, grads, needs_bias)
+        return dq, dk, dv, _small(call, config, grad, rows, grads, needs_bias)
     _large(call, grad, out, rows, grads)
-    return *grads, _bias(call, grad, out, rows) if needs_bias else None
+    return dq, dk, dv, _bias(call, grad, out, rows) if needs_bias else None
 
 
 def _small(
