@@ -76,11 +76,10 @@ def gated_attention_unit(
             lengths=lengths,
         )  # fmt: skip
     given = (quad_q, quad_k, lin_q, lin_k, v, u)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        return custom_op.gated_attention_unit_op(*given, mask, lengths, group_size, causal)[0]
-    if torch.compiler.is_compiling():
-        return custom_op.gated_attention_unit_op(*given, mask, lengths, group_size, causal)[0]
-    return cpu.forward(*given, mask, lengths, group_size, causal, keep=False)[0]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    if learns or torch.compiler.is_compiling():
+        return custom_op.gated_attention_unit_op(*given, mask, lengths, group_size, causal, backend)[0]
+    return cpu.forward(*given, mask, lengths, group_size, causal, backend, False)[0]
 
 
 def _check(

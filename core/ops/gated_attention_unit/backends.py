@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manyheads.core.dispatch import HALF_OR_SINGLE, Call, Candidate, cpu_blocked, name_of
+from manyheads.core.dispatch import HALF_OR_SINGLE, Call, Candidate, cpu_blocked, name_of, numba_blocked
 
 
 def gated_attention_unit(call: Call) -> list[Candidate]:
@@ -11,8 +11,7 @@ def gated_attention_unit(call: Call) -> list[Candidate]:
     if not blocked and call.dtype not in HALF_OR_SINGLE:
         blocked = f"it computes in float32, and the tensors are {name_of(call.dtype)}"
     return [
-        Candidate(
-            "cpu", "group by group in the cache, forward and backward, without filled-up copies", blocked
-        ),
+        Candidate("numba", "group by group in the cache, the gates in a compiled loop", numba_blocked(call)),
+        Candidate("cpu", "group by group in the cache, without filled-up copies", blocked),
         Candidate("reference", "no faster path takes this call: batched products of whole groups"),
     ]

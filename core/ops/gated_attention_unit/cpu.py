@@ -1,33 +1,29 @@
 """The gated attention unit on a CPU: group by group, so that what a group needs stays in the cache.
 
-The two parts of the attention add up inside the matrix products, the gates are applied while their factors
-are at hand, no frame is copied to fill up a group, and the groups are split between threads. README.md
-derives the backward pass.
+v and u are the two halves of one projection: every product works on both at once. The two parts of the
+attention add up inside the products, no frame is copied to fill up a group, and the groups are split between
+threads. README.md derives the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from manyheads.core import parallel
 
-# Rows of a group at a time in the forward pass: v, u and two results of 1,024 channels stay in the cache.
-_ROWS = 128
-
 
 class Inputs(NamedTuple):
-    """What both passes read, in float32: `[B, S, K]` four times, `[B, S, E]` twice."""
+    """What both passes read, in float32: `[B, S, K]` four times, and v and u as `[B, S, 2 E]`."""
 
     quad_q: Tensor
     quad_k: Tensor
     lin_q: Tensor
     lin_k: Tensor
-    v: Tensor
-    u: Tensor
+    values: Tensor
 
 
 class Group(NamedTuple):
@@ -36,6 +32,17 @@ class Group(NamedTuple):
     row: int
     frames: slice
     index: int
+
+
+class Options(NamedTuple):
+    """Which frames count, and how; `gates` and `pull_gates` are this file's or the compiled ones."""
+
+    mask: Tensor | None
+    lengths: Tensor | None
+    group_size: int
+    causal: bool
+    gates: Callable[[Tensor, Tensor, Tensor], None]
+    pull_gates: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 
 
 def forward(
@@ -49,36 +56,35 @@ def forward(
     lengths: Tensor | None,
     group_size: int,
     causal: bool,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend and gate.
 
     Args:
+        backend: "numba" applies the gates in a compiled loop, "cpu" in torch.
         keep: Keep the attention's results for the backward pass.
 
     Returns:
-        The result; att(v) and att(u), `[2, B, S, E]`, float32, or empty; the sums lin_k^T x that the linear
-        part reads, `[B, 1 or G, 2, K, E]`, scaled.
+        The result; att(v) and att(u), `[B, S, 2 E]`, float32, or empty; the sums lin_k^T x that the linear
+        part reads, `[B, 1 or G, K, 2 E]`, scaled.
     """
     x = _inputs(quad_q, quad_k, lin_q, lin_k, v, u, mask)
-    groups = _groups(v, lengths, group_size, causal)
-    sums = _sums(x, groups, lengths, group_size, causal)
+    how = _options(mask, lengths, group_size, causal, backend)
+    sums = _sums(x, how)
     make = torch.empty if lengths is None else torch.zeros  # what lies behind a row's end stays zero
-    out, kept = make(v.shape), make((2, *v.shape) if keep else (0,))
+    out, kept = make(v.shape), make(x.values.shape if keep else (0,))
 
     def run(group: Group, scratch: Tensor) -> None:
         b, frames, index = group
-        for first in range(frames.start, frames.stop, _ROWS):
-            rows = slice(first, min(first + _ROWS, frames.stop))
-            weights = _scores(x, b, rows, frames, mask, causal, group_size).square_()
-            att_v, att_u = kept[:, b, rows] if keep else scratch[:, : rows.stop - rows.start]
-            torch.mm(weights, x.v[b, frames], out=att_v).addmm_(x.lin_q[b, rows], sums[b, index, 0])
-            torch.mm(weights, x.u[b, frames], out=att_u).addmm_(x.lin_q[b, rows], sums[b, index, 1])
-            gated = torch.mul(att_v, x.u[b, rows], out=out[b, rows]).sigmoid_()
-            gated.mul_(att_u).mul_(x.v[b, rows])
+        weights = _scores(x, group, how).square_()
+        attended = kept[b, frames] if keep else scratch[: frames.stop - frames.start]
+        torch.mm(weights, x.values[b, frames], out=attended).addmm_(x.lin_q[b, frames], sums[b, index])
+        how.gates(attended, x.values[b, frames], out[b, frames])
 
-    size = 0 if keep else min(_ROWS, group_size)
-    _each(groups, run, [torch.empty(2, size, v.shape[2]) for _ in range(parallel.workers())])
+    size = 0 if keep else min(group_size, v.shape[1])
+    scratch = [torch.empty(size, x.values.shape[2]) for _ in range(parallel.workers())]
+    _each(_groups(v, lengths, group_size, causal), run, scratch)
     return out.to(v.dtype), kept, sums
 
 
@@ -96,101 +102,119 @@ def backward(
     lengths: Tensor | None,
     group_size: int,
     causal: bool,
+    backend: str,
 ) -> list[Tensor]:
-    """Pull the result's gradient back to the six inputs; in their order and dtype.
+    """Pull the result's gradient back to the inputs.
 
     Args:
         kept, sums: From `forward`.
+
+    Returns:
+        The gradients of quad_q, quad_k, lin_q, lin_k, and that of v and u as `[B, S, 2 E]`; in v's dtype.
     """
     x = _inputs(quad_q, quad_k, lin_q, lin_k, v, u, mask)
-    dy = dy.float()
+    how = _options(mask, lengths, group_size, causal, backend)
     groups = _groups(v, lengths, group_size, causal)
     make = torch.empty if lengths is None else torch.zeros
     grads = Inputs(*(make(t.shape) for t in x))
     # Each worker adds up its own share of the sums' gradients; where causal, each group has sums of its own.
-    shares = [torch.zeros_like(sums) for _ in range(1 if causal else parallel.workers())]
+    count = parallel.workers()
+    shares = [torch.zeros_like(sums) for _ in range(1 if causal else count)]
+    scratch = [torch.empty(min(group_size, v.shape[1]), x.values.shape[2]) for _ in range(count)]
 
-    def within(group: Group, share: Tensor) -> None:
+    def within(group: Group, worker: int) -> None:
         b, frames, index = group
-        v_, u_, lin_q_, dv, du = (t[b, frames] for t in (x.v, x.u, x.lin_q, grads.v, grads.u))
-        d_v, d_u = _pull_gates(dy[b, frames], v_, u_, kept[0, b, frames], kept[1, b, frames], dv, du)
-        root = _scores(x, b, frames, frames, mask, causal, group_size)
-        weights = root.square()
-        dv.addmm_(weights.t(), d_v)
-        du.addmm_(weights.t(), d_u)
-        pull = torch.mm(d_v, v_.t()).addmm_(d_u, u_.t()).mul_(root).mul_(2 / group_size)
-        torch.mm(pull, x.quad_k[b, frames], out=grads.quad_q[b, frames])
-        torch.mm(pull.t(), x.quad_q[b, frames], out=grads.quad_k[b, frames])
-        sums_v, sums_u = sums[b, index]
-        torch.mm(d_v, sums_v.t(), out=grads.lin_q[b, frames]).addmm_(d_u, sums_u.t())
-        share[b, index, 0].addmm_(lin_q_.t(), d_v)
-        share[b, index, 1].addmm_(lin_q_.t(), d_u)
+        values, dx = x.values[b, frames], grads.values[b, frames]
+        pull = scratch[worker][: frames.stop - frames.start]
+        how.pull_gates(dy[b, frames].float(), values, kept[b, frames], dx, pull)
+        root = _scores(x, group, how)
+        dx.addmm_(root.square().t(), pull)
+        scores = torch.mm(pull, values.t()).mul_(root).mul_(2 / group_size)
+        torch.mm(scores, x.quad_k[b, frames], out=grads.quad_q[b, frames])
+        torch.mm(scores.t(), x.quad_q[b, frames], out=grads.quad_k[b, frames])
+        torch.mm(pull, sums[b, index].t(), out=grads.lin_q[b, frames])
+        shares[worker % len(shares)][b, index].addmm_(x.lin_q[b, frames].t(), pull)
 
-    _each(groups, within, shares * (parallel.workers() if causal else 1))
-    total = _scale(sum(shares[1:], shares[0]), lengths, v.shape[1], group_size, causal)
+    _each(groups, within, range(count))
+    total = _scale(sum(shares[1:], shares[0]), how, v.shape[1])
     if causal:
         total = total.flip(1).cumsum(1).flip(1) - total
 
-    def across(group: Group, _: Tensor) -> None:
+    def across(group: Group, _: int) -> None:
         b, frames, index = group
-        total_v, total_u = total[b, index]
-        dk = torch.mm(x.v[b, frames], total_v.t(), out=grads.lin_k[b, frames])
-        dk.addmm_(x.u[b, frames], total_u.t())
-        grads.v[b, frames].addmm_(x.lin_k[b, frames], total_v)
-        grads.u[b, frames].addmm_(x.lin_k[b, frames], total_u)
+        torch.mm(x.values[b, frames], total[b, index].t(), out=grads.lin_k[b, frames])
+        grads.values[b, frames].addmm_(x.lin_k[b, frames], total[b, index])
 
-    _each(groups, across, shares[:1] * parallel.workers())
+    _each(groups, across, range(count))
     if mask is not None:
         grads.lin_k.masked_fill_(~mask[..., None], 0.0)
     return [g.to(v.dtype) for g in grads]
 
 
-def _pull_gates(
-    dy: Tensor, v: Tensor, u: Tensor, att_v: Tensor, att_u: Tensor, dv: Tensor, du: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Pull back through the gates: to att(v) and att(u), returned, and to v and u as gates, written."""
+def gates(attended: Tensor, values: Tensor, out: Tensor) -> None:
+    """Write att(u) * v * sigmoid(att(v) * u)."""
+    (att_v, att_u), (v, u) = attended.chunk(2, 1), values.chunk(2, 1)
+    torch.mul(att_v, u, out=out).sigmoid_().mul_(att_u).mul_(v)
+
+
+def pull_gates(dy: Tensor, values: Tensor, attended: Tensor, dx: Tensor, pull: Tensor) -> None:
+    """Pull back through the gates: to v and u as gates (dx), and to att(v) and att(u) (pull)."""
+    (att_v, att_u), (v, u) = attended.chunk(2, 1), values.chunk(2, 1)
+    (dv, du), (pull_v, pull_u) = dx.chunk(2, 1), pull.chunk(2, 1)
     gate = torch.mul(att_v, u).sigmoid_()
-    d_u = dy * gate
-    torch.mul(d_u, att_u, out=dv)
-    d_u.mul_(v)
-    pull = torch.mul(dv, v)  # the gradient of the gate, times the gate
-    pull.addcmul_(pull, gate, value=-1)
-    torch.mul(pull, att_v, out=du)
-    return pull.mul_(u), d_u
+    torch.mul(dy, gate, out=pull_u)
+    torch.mul(pull_u, att_u, out=dv)
+    pull_u.mul_(v)
+    torch.mul(dv, v, out=pull_v)
+    pull_v.addcmul_(pull_v, gate, value=-1)  # the gradient of the gate, through its sigmoid
+    torch.mul(pull_v, att_v, out=du)
+    pull_v.mul_(u)
 
 
-def _scores(
-    x: Inputs, b: int, rows: slice, frames: slice, mask: Tensor | None, causal: bool, group_size: int
-) -> Tensor:
+def _options(
+    mask: Tensor | None, lengths: Tensor | None, group_size: int, causal: bool, backend: str
+) -> Options:
+    if backend == "cpu":
+        return Options(mask, lengths, group_size, causal, gates, pull_gates)
+    from manyheads.core.ops.gated_attention_unit import numba
+
+    return Options(mask, lengths, group_size, causal, numba.gates, numba.pull_gates)
+
+
+def _scores(x: Inputs, group: Group, how: Options) -> Tensor:
     """The roots of the weights inside a group: relu of the scaled products, zero where none is seen."""
-    root = torch.mm(x.quad_q[b, rows], x.quad_k[b, frames].t()).mul_(1 / group_size).relu_()
-    if mask is not None:
-        root.masked_fill_(~mask[b, frames], 0.0)
-    return root.tril_(rows.start - frames.start) if causal else root
+    b, frames, _ = group
+    root = torch.mm(x.quad_q[b, frames], x.quad_k[b, frames].t()).mul_(1 / how.group_size).relu_()
+    if how.mask is not None:
+        root.masked_fill_(~how.mask[b, frames], 0.0)
+    return root.tril_() if how.causal else root
 
 
-def _sums(x: Inputs, groups: list[Group], lengths: Tensor | None, group_size: int, causal: bool) -> Tensor:
-    """lin_k^T v and lin_k^T u over all frames, or, where causal, over the groups before each."""
-    batch, frames, dim = x.v.shape
-    count = -(-frames // group_size) if causal else 1
-    sums = torch.zeros(batch, count, 2, x.lin_k.shape[2], dim)
+def _sums(x: Inputs, how: Options) -> Tensor:
+    """lin_k^T x over all frames, or, where causal, over the groups before each."""
+    batch, frames, dim = x.values.shape
+    groups = _groups(x.values, how.lengths, how.group_size, how.causal)
+    index = -(-frames // how.group_size) if how.causal else 1
+    count = 1 if how.causal else parallel.workers()
+    shares = [torch.zeros(batch, index, x.lin_k.shape[2], dim) for _ in range(count)]
 
-    def add(group: Group, _: Tensor) -> None:
+    def add(group: Group, worker: int) -> None:
         b, part, index = group
-        torch.mm(x.lin_k[b, part].t(), x.v[b, part], out=sums[b, index, 0])
-        torch.mm(x.lin_k[b, part].t(), x.u[b, part], out=sums[b, index, 1])
+        shares[worker % count][b, index].addmm_(x.lin_k[b, part].t(), x.values[b, part])
 
-    whole = _groups(x.v, lengths, group_size if causal else max(frames, 1), causal)
-    _each(whole, add, [sums] * parallel.workers())
-    if causal:
+    _each(groups, add, range(parallel.workers()))
+    sums = sum(shares[1:], shares[0])
+    if how.causal:
         sums = sums.cumsum(1) - sums
-    return _scale(sums, lengths, frames, group_size, causal)
+    return _scale(sums, how, frames)
 
 
-def _scale(sums: Tensor, lengths: Tensor | None, frames: int, group_size: int, causal: bool) -> Tensor:
-    if causal:
-        return sums.div_(group_size)
-    return sums.div_(frames if lengths is None else lengths.cpu().clamp(min=1)[:, None, None, None, None])
+def _scale(sums: Tensor, how: Options, frames: int) -> Tensor:
+    if how.causal:
+        return sums.div_(how.group_size)
+    if how.lengths is None:
+        return sums.div_(frames)
+    return sums.div_(how.lengths.cpu().clamp(min=1)[:, None, None, None])
 
 
 def _groups(v: Tensor, lengths: Tensor | None, size: int, causal: bool) -> list[Group]:
@@ -204,22 +228,30 @@ def _groups(v: Tensor, lengths: Tensor | None, size: int, causal: bool) -> list[
     ]
 
 
-def _each(groups: list[Group], work: Callable[[Group, Tensor], None], scratch: list[Tensor]) -> None:
-    """Do the work of all groups, each worker with a tensor of its own."""
-    count = len(scratch)
+def _each(groups: list[Group], work: Callable[[Group, Any], None], tools: Sequence[Any]) -> None:
+    """Do the work of all groups, each worker with a tool of its own."""
 
     def part(first: int) -> Callable[[], None]:
         def run() -> None:
-            for group in groups[first::count]:
-                work(group, scratch[first])
+            for group in groups[first :: len(tools)]:
+                work(group, tools[first])
 
         return run
 
-    parallel.run([part(first) for first in range(count)])
+    parallel.run([part(first) for first in range(len(tools))])
 
 
 def _inputs(
     quad_q: Tensor, quad_k: Tensor, lin_q: Tensor, lin_k: Tensor, v: Tensor, u: Tensor, mask: Tensor | None
 ) -> Inputs:
     lin_k = lin_k if mask is None else lin_k.masked_fill(~mask[..., None], 0.0)
-    return Inputs(*(x.float() for x in (quad_q, quad_k, lin_q, lin_k, v, u)))
+    return Inputs(*(x.float() for x in (quad_q, quad_k, lin_q, lin_k, _joined(v, u))))
+
+
+def _joined(v: Tensor, u: Tensor) -> Tensor:
+    """v and u side by side: a view where they are the halves of one tensor, as a projection's chunks are."""
+    batch, frames, dim = v.shape
+    beside = u.data_ptr() - v.data_ptr() == dim * v.element_size() and u.stride() == v.stride()
+    if beside and v.stride(2) == 1 and u.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():
+        return v.as_strided((batch, frames, 2 * dim), v.stride())
+    return torch.cat((v, u), 2)

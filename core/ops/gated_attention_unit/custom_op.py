@@ -22,9 +22,10 @@ def gated_attention_unit_op(
     lengths: Tensor | None,
     group_size: int,
     causal: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend and gate, and keep what the backward pass reads; as `cpu.forward`."""
-    return cpu.forward(quad_q, quad_k, lin_q, lin_k, v, u, mask, lengths, group_size, causal, keep=True)
+    return cpu.forward(quad_q, quad_k, lin_q, lin_k, v, u, mask, lengths, group_size, causal, backend, True)
 
 
 @gated_attention_unit_op.register_fake
@@ -39,14 +40,15 @@ def _(
     lengths: Tensor | None,
     group_size: int,
     causal: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, frames, dim = v.shape
     count = -(-frames // group_size) if causal else 1
     single = {"dtype": torch.float32, "device": v.device}
     return (
         torch.empty(v.shape, dtype=v.dtype, device=v.device),
-        torch.empty(2, batch, frames, dim, **single),
-        torch.empty(batch, count, 2, lin_k.shape[2], dim, **single),
+        torch.empty(batch, frames, 2 * dim, **single),
+        torch.empty(batch, count, lin_k.shape[2], 2 * dim, **single),
     )
 
 
@@ -65,10 +67,11 @@ def gated_attention_unit_backward(
     lengths: Tensor | None,
     group_size: int,
     causal: bool,
+    backend: str,
 ) -> list[Tensor]:
-    """Pull the gradient back to the six inputs; as `cpu.backward`."""
+    """Pull the gradient back to the inputs, to v and u as one; as `cpu.backward`."""
     given = (quad_q, quad_k, lin_q, lin_k, v, u)
-    return cpu.backward(dy, *given, kept, sums, mask, lengths, group_size, causal)
+    return cpu.backward(dy, *given, kept, sums, mask, lengths, group_size, causal, backend)
 
 
 @gated_attention_unit_backward.register_fake
@@ -86,22 +89,25 @@ def _(
     lengths: Tensor | None,
     group_size: int,
     causal: bool,
+    backend: str,
 ) -> list[Tensor]:
-    given = (quad_q, quad_k, lin_q, lin_k, v, u)
-    return [torch.empty(x.shape, dtype=v.dtype, device=v.device) for x in given]
+    batch, frames, dim = v.shape
+    shapes = [x.shape for x in (quad_q, quad_k, lin_q, lin_k)]
+    return [torch.empty(s, dtype=v.dtype, device=v.device) for s in (*shapes, (batch, frames, 2 * dim))]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *given, mask, lengths, ctx.group_size, ctx.causal = inputs
+    *given, mask, lengths, ctx.group_size, ctx.causal, ctx.backend = inputs
     ctx.save_for_backward(*given, output[1], output[2], mask, lengths)
     ctx.set_materialize_grads(False)
 
 
 def _pull_back(ctx: Any, dy: Tensor | None, dkept: Tensor | None, dsums: Tensor | None) -> tuple[Any, ...]:
     if dy is None:
-        return (None,) * 10
-    grads = gated_attention_unit_backward(dy, *ctx.saved_tensors, ctx.group_size, ctx.causal)
-    return *grads, None, None, None, None
+        return (None,) * 11
+    grads = gated_attention_unit_backward(dy, *ctx.saved_tensors, ctx.group_size, ctx.causal, ctx.backend)
+    dv, du = grads[4].chunk(2, -1)
+    return *grads[:4], dv, du, None, None, None, None, None
 
 
 gated_attention_unit_op.register_autograd(_pull_back, setup_context=_setup)
