@@ -295,7 +295,8 @@ def test_dispatch(monkeypatch):
         return choose("segment_attention", **({"device": "cpu", "dtype": torch.float32} | other)).backend
 
     assert chosen() == chosen(dtype=torch.bfloat16) == "numba"
-    assert chosen(dtype=torch.float64) == "reference"
+    assert chosen(dtype=torch.float64) == chosen(device="cuda", width="wide") == "reference"
+    assert chosen(device="cuda") == "triton"
     monkeypatch.setattr("manyheads.core.dispatch.numba_installed", lambda: False)
     assert chosen() == "cpu"
 
