@@ -18,6 +18,8 @@ from manyheads.core.ops.decay_attention.reference import decay_attention_step as
 
 __all__ = ["decay_attention", "decay_attention_step"]
 
+MAX_WIDTH = 256  # of keys and values in a kernel
+
 
 @overload
 def decay_attention(
@@ -179,8 +181,12 @@ def run(
 
 def features(q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, bool | int | str]:
     """What the clauses ask about."""
-    vector = log_decay is not None and log_decay.dim() == 4
-    return {"vector": vector, "key_dim": q.shape[-1], "value_dim": v.shape[-1]}
+    widest = max(q.shape[-1], v.shape[-1])
+    # In words: torch.compile, for which sizes may be symbols, takes these for constants.
+    return {
+        "vector": log_decay is not None and log_decay.dim() == 4,
+        "width": "wide" if widest > MAX_WIDTH else "usual",
+    }
 
 
 def _nothing(

@@ -2,11 +2,12 @@
 
 Every sequence is cut into chunks of `size` tokens; its last one is filled up with zeros, which leave a state
 as it is (no key, and a log-decay of zero). Chunks of all sequences lie one after the other, `[N, size, ...]`.
+A reversed sequence is laid out last token first, and the rest is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ class Layout:
         steps: Chunks that stand at the same place of their sequences, and those sequences, first place first.
         shape: (B, L) of the tokens.
         slots: Where each packed token lies in the chunks; None where sequences have one length.
+        reverse: Whether tokens lie in reverse.
     """
 
     size: int
@@ -40,6 +42,7 @@ class Layout:
     steps: Sequence[tuple[Index, Index]]
     shape: tuple[int, int]
     slots: Tensor | None = None
+    reverse: bool = False
 
     def split(self, x: Tensor) -> Tensor:
         """Lay tokens `[B, L, ...]` out in chunks, float32 `[N, size, ...]`, contiguous."""
@@ -48,6 +51,7 @@ class Layout:
             out = torch.zeros(self.chunks * self.size, *rest)
             out[self.slots] = x[0].float()
             return out.view(self.chunks, self.size, *rest)
+        x = x.flip(1) if self.reverse else x
         missing = -x.shape[1] % self.size
         if missing:
             x = F.pad(x, (0, 0) * len(rest) + (0, missing))
@@ -59,25 +63,29 @@ class Layout:
         if self.slots is not None:
             return x.flatten(0, 1)[self.slots].to(dtype)[None]
         batch, length = self.shape
-        return x.reshape(batch, -1, *rest)[:, :length].to(dtype, memory_format=torch.contiguous_format)
+        x = x.reshape(batch, -1, *rest)[:, :length]
+        return (x.flip(1) if self.reverse else x).to(dtype).contiguous()
 
 
-def layout(batch: int, length: int, cu_seqlens: Tensor | None, size: int) -> Layout:
+def layout(batch: int, length: int, cu_seqlens: Tensor | None, size: int, reverse: bool) -> Layout:
     """Cut a batch of equal sequences, or the packed ones that cu_seqlens bounds, into chunks."""
     if cu_seqlens is None:
         size = min(size, max(16, 1 << (length - 1).bit_length()))
         each = -(-length // size)
         steps = [(slice(t, None, each), slice(None)) for t in range(each)]
-        return Layout(size, batch * each, batch, steps, (batch, length))
-    start = cu_seqlens[:-1].long()
-    counts = (cu_seqlens.diff().long() + size - 1) // size
+        return Layout(size, batch * each, batch, steps, (batch, length), reverse=reverse)
+    bounds = cu_seqlens.long()
+    lengths = bounds.diff()
+    counts = (lengths + size - 1) // size
     first = counts.cumsum(0) - counts  # [S], each sequence's first chunk
-    lengths = cu_seqlens.diff().long()
-    slots = torch.arange(length) + torch.repeat_interleave(first * size - start, lengths)
+    if reverse:
+        slots = torch.repeat_interleave(first * size + bounds[1:] - 1, lengths) - torch.arange(length)
+    else:
+        slots = torch.repeat_interleave(first * size - bounds[:-1], lengths) + torch.arange(length)
     most = int(counts.max()) if counts.numel() else 0
     rows = [(counts > t).nonzero()[:, 0] for t in range(most)]
     packed = [(first[found] + t, found) for t, found in enumerate(rows)]
-    return Layout(size, int(counts.sum()), len(counts), packed, (batch, length), slots)
+    return Layout(size, int(counts.sum()), len(counts), packed, (batch, length), slots, reverse)
 
 
 def most_chunks(length: int, sequences: int, size: int) -> int:
@@ -85,26 +93,23 @@ def most_chunks(length: int, sequences: int, size: int) -> int:
     return length // size + sequences
 
 
-def scan(
-    states: Tensor, decay: Tensor | None, state: Tensor, steps: Sequence[tuple[Index, Index]], reverse: bool
-) -> Tensor:
+def scan(states: Tensor, decay: Tensor | None, state: Tensor, steps: Iterable[tuple[Index, Index]]) -> Tensor:
     """Carry states along the chunks; what each chunk adds gives way to the state that it meets.
 
     Args:
         states: What each chunk adds; afterwards the state before each chunk.
         decay: What a state is multiplied with on its way through a chunk; None for one.
-        state: Before the first chunk.
-        steps: The layout's.
-        reverse: Go from the last chunk to the first.
+        state: Before the first step.
+        steps: The layout's, in the order to go.
 
     Shape:
         states `[G, N, K, h, V]`; decay `[G, N, 1 or K, h, 1]`; state and the result `[G, S, K, h, V]`.
 
     Returns:
-        The state after the last chunk of each sequence.
+        The state after the last step of each sequence.
     """
     last = state.clone()
-    for chunks, rows in reversed(steps) if reverse else steps:
+    for chunks, rows in steps:
         before, added = last[:, rows], states[:, chunks]
         after = before + added if decay is None else torch.addcmul(added, before, decay[:, chunks])
         states[:, chunks] = before

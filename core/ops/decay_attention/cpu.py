@@ -44,10 +44,10 @@ def forward(
     state = _grouped(initial_state, q, v, plan.sequences)
     if isinstance(gate, Tensor):
         given = Inputs(query, key, gate)
-        out, last, states = cpu_vector.forward(given, value, state[:, :, :, 0], scale, reverse, plan, fading)
+        out, last, states = cpu_vector.forward(given, value, state[:, :, :, 0], scale, plan, fading)
         last, states = last[:, :, :, None], states[:, :, :, None]
     else:
-        out, last, states = cpu_scalar.forward(query, key, value, gate, state, scale, reverse, plan, fading)
+        out, last, states = cpu_scalar.forward(query, key, value, gate, state, scale, plan, fading)
     return plan.join(out, v.dtype).view(v.shape), _ungrouped(last), states
 
 
@@ -72,12 +72,12 @@ def backward(
     if isinstance(gate, Tensor):
         given = Inputs(query, key, gate)
         found, dv, first = cpu_vector.backward(
-            rows, given, value, states[:, :, :, 0], pull[:, :, :, 0], scale, reverse, plan, fading
+            rows, given, value, states[:, :, :, 0], pull[:, :, :, 0], scale, plan, fading
         )
         (dq, dk, ddecay), first = found, first[:, :, :, None]
     else:
         dq, dk, dv, ddecay, first = cpu_scalar.backward(
-            rows.view(value.shape), query, key, value, gate, states, pull, scale, reverse, plan, fading
+            rows.view(value.shape), query, key, value, gate, states, pull, scale, plan, fading
         )
     dq, dk, dv = (plan.join(x, like.dtype).view(like.shape) for x, like in ((dq, q), (dk, k), (dv, v)))
     if ddecay is not None and log_decay is not None:
@@ -89,7 +89,7 @@ def _prepare(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
 ) -> tuple[Layout, Tensor, Tensor, Tensor, cpu_scalar.Gates | Tensor | None]:
     """Cut into chunks; v by the groups of heads that share q and k where the decay is scalar."""
-    plan = layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(log_decay))
+    plan = layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(log_decay), reverse)
     query, key, value = (plan.split(x) for x in (q, k, v))
     if log_decay is not None and log_decay.dim() == 4:
         return plan, query, key, value, plan.split(log_decay)
@@ -97,7 +97,7 @@ def _prepare(
     if log_decay is None:
         return plan, query, key, value, None
     steps = plan.split(log_decay).unflatten(2, value.shape[2:4])
-    return plan, query, key, value, cpu_scalar.gates(steps, reverse)
+    return plan, query, key, value, cpu_scalar.gates(steps)
 
 
 def _grouped(state: Tensor | None, q: Tensor, v: Tensor, sequences: int) -> Tensor:

@@ -13,7 +13,7 @@ from manyheads.core.ops.decay_attention.fading import Faded, Fading, Inputs, Pul
 
 
 def forward(
-    given: Inputs, v: Tensor, state: Tensor, scale: float, reverse: bool, plan: Layout, fading: Fading
+    given: Inputs, v: Tensor, state: Tensor, scale: float, plan: Layout, fading: Fading
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute outputs, the last state of each sequence and the state before each chunk.
 
@@ -25,12 +25,12 @@ def forward(
     found = _room(given)
 
     def add(head: int, at: slice) -> None:
-        fading.fade(given, found, head, at, scale, reverse)
+        fading.fade(given, found, head, at, scale)
         torch.bmm(found.k[head, at].mT, v[at, :, head], out=states[head, at])
 
     weight = size * max(dim, v.shape[3])
     each_part(heads, chunks, weight, add)
-    last = scan(states, found.whole, state, plan.steps, reverse)
+    last = scan(states, found.whole, state, plan.steps)
     out = torch.empty_like(v)
 
     def attend(head: int, at: slice) -> None:
@@ -54,7 +54,6 @@ def backward(
     states: Tensor,
     grad_last: Tensor,
     scale: float,
-    reverse: bool,
     plan: Layout,
     fading: Fading,
 ) -> tuple[Inputs, Tensor, Tensor]:
@@ -68,12 +67,12 @@ def backward(
     faded = _room(given)
 
     def add(head: int, at: slice) -> None:
-        fading.fade(given, faded, head, at, scale, reverse)
+        fading.fade(given, faded, head, at, scale)
         torch.bmm(faded.q[head, at].mT, grad[at, :, head], out=pulls[head, at])
 
     weight = size * max(dim, v.shape[3])
     each_part(heads, chunks, weight, add)
-    first = scan(pulls, faded.whole, grad_last, plan.steps, not reverse)
+    first = scan(pulls, faded.whole, grad_last, reversed(plan.steps))
     found, dv = Inputs(*(torch.empty_like(x) for x in given)), torch.empty_like(v)
 
     def pull_back(head: int, at: slice) -> None:
@@ -81,7 +80,7 @@ def backward(
         dv[at, :, head] = torch.bmm(faded.k[head, at], pull).baddbmm_(faded.scores[head, at].mT, row)
         through = faded.whole[head, at, :, 0] * (state * pull).sum(-1)
         inner = Pulls(row @ value.mT, row @ state.mT, value @ pull.mT, through)
-        fading.pull(given, inner, found, head, at, scale, reverse)
+        fading.pull(given, inner, found, head, at, scale)
 
     each_part(heads, chunks, weight, pull_back)
     return found, dv, first

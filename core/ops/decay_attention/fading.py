@@ -22,14 +22,13 @@ def weights(exponent: Tensor) -> Tensor:
     return torch.threshold_(exponent.to(torch.float32, copy=True).exp_(), _TINY, 0.0)
 
 
-def sums(log_decay: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+def sums(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """Running sums of log-decays `[N, c, ...]` along each chunk, and the whole sum `[N, 1, ...]`.
 
     The sums are float64: the difference of two float32 sums would carry the rounding of both.
     """
-    total = log_decay.double().clamp(min=_LEAST)
-    total = backwards(total) if reverse else total.cumsum(1)
-    return total, total[:, :1] if reverse else total[:, -1:]
+    total = log_decay.double().clamp(min=_LEAST).cumsum(1)
+    return total, total[:, -1:]
 
 
 def backwards(x: Tensor) -> Tensor:
@@ -50,8 +49,7 @@ class Faded(NamedTuple):
 
     Attributes:
         scores: Of each chunk's own pairs, zero where they do not see each other, `[H, N, c, c]`.
-        q: Queries, scaled, faded from the chunk's beginning (its end when reversed) to their step,
-            `[H, N, c, K]`.
+        q: Queries, scaled, faded from the chunk's beginning to their step, `[H, N, c, K]`.
         k: Keys faded from their step to the chunk's end, `[H, N, c, K]`.
         whole: What is left after the chunk of the state before it, `[H, N, K, 1]`.
     """
@@ -81,93 +79,76 @@ class Pulls(NamedTuple):
 class Fading(Protocol):
     """The computations inside a chunk, in torch here and compiled in `numba.py`."""
 
-    def remaining(self, total: Tensor, group: int, at: slice, reverse: bool) -> Tensor:
+    def remaining(self, total: Tensor, group: int, at: slice, backwards: bool) -> Tensor:
         """What is left at step i of step j's product where the decay is scalar; zero where i comes first.
 
         Args:
-            total: Sums of log-decays from the chunk's beginning (its end when reversed), float64.
+            total: Sums of log-decays from the chunk's beginning, float64.
+            backwards: Count i from the chunk's end.
 
         Shape:
             total `[N, c, G, h]`; the result `[m, h, c, c]`, of the chunks `at` of a group.
         """
 
-    def fade(self, given: Inputs, found: Faded, head: int, at: slice, scale: float, reverse: bool) -> None:
+    def fade(self, given: Inputs, found: Faded, head: int, at: slice, scale: float) -> None:
         """Fade queries and keys of the chunks `at` of a head."""
 
-    def pull(
-        self, given: Inputs, pulls: Pulls, found: Inputs, head: int, at: slice, scale: float, reverse: bool
-    ) -> None:
+    def pull(self, given: Inputs, pulls: Pulls, found: Inputs, head: int, at: slice, scale: float) -> None:
         """From the gradients of what `fade` computed to those of the inputs, in `found`."""
 
 
 class TorchFading:
     """`Fading` in torch; with a vector decay a loop over the steps of all chunks at once."""
 
-    def remaining(self, total: Tensor, group: int, at: slice, reverse: bool) -> Tensor:
+    def remaining(self, total: Tensor, group: int, at: slice, backwards: bool) -> Tensor:
         """See `Fading`."""
         sums = total[at, :, group].transpose(1, 2)  # [m, h, c]
-        found = weights(sums[..., :, None] - sums[..., None, :])
-        return found.triu_() if reverse else found.tril_()
+        found = weights(sums[..., :, None] - sums[..., None, :]).tril_()
+        return found.flip(-2) if backwards else found
 
-    def fade(self, given: Inputs, found: Faded, head: int, at: slice, scale: float, reverse: bool) -> None:
+    def fade(self, given: Inputs, found: Faded, head: int, at: slice, scale: float) -> None:
         """See `Fading`."""
         q, k, log_decay = (x[at, :, head] for x in given)
-        decay, prefix, suffix, whole = _products(log_decay, reverse)
+        decay, prefix, suffix, whole = _products(log_decay)
         size = q.shape[1]
         query, keys, scores = q * scale, k.clone(), found.scores[head, at].zero_()
-        for i in _order(size, reverse):
-            seen, before = _seen(i, size, reverse)
-            _fade(keys, before, decay[:, i : i + 1])
-            scores[:, i, seen] = (keys[:, seen] @ query[:, i, :, None])[..., 0]
+        for i in range(size):
+            _fade(keys[:, :i], decay[:, i : i + 1])
+            scores[:, i, : i + 1] = (keys[:, : i + 1] @ query[:, i, :, None])[..., 0]
         torch.mul(query, prefix, out=found.q[head, at])
         torch.mul(k, suffix, out=found.k[head, at])
         found.whole[head, at, :, 0] = whole
 
-    def pull(
-        self, given: Inputs, pulls: Pulls, found: Inputs, head: int, at: slice, scale: float, reverse: bool
-    ) -> None:
+    def pull(self, given: Inputs, pulls: Pulls, found: Inputs, head: int, at: slice, scale: float) -> None:
         """See `Fading`."""
         q, k, log_decay = (x[at, :, head] for x in given)
-        decay, prefix, suffix, _ = _products(log_decay, reverse)
+        decay, prefix, suffix, _ = _products(log_decay)
         size, scores = q.shape[1], pulls.scores
-        query, keys, queries = q * scale, k.clone(), q * scale
+        query, keys = q * scale, k.clone()
+        queries = query.clone()
         dq, dk = torch.empty_like(query), torch.empty_like(keys)  # of the pairs of two different steps
-        for i in _order(size, reverse):
-            _, before = _seen(i, size, reverse)
-            _fade(keys, before, decay[:, i : i + 1])
-            dq[:, i] = (scores[:, i : i + 1, before] @ keys[:, before])[:, 0]
-        for j in _order(size, not reverse):
-            through, after = _seen(j, size, not reverse)
-            dk[:, j] = (scores[:, after, j][:, None] @ queries[:, after])[:, 0]
-            queries[:, j] = query[:, j]
-            _fade(queries, through, decay[:, j : j + 1])
+        for i in range(size):
+            _fade(keys[:, :i], decay[:, i : i + 1])
+            dq[:, i] = (scores[:, i : i + 1, :i] @ keys[:, :i])[:, 0]
+        for j in range(size)[::-1]:
+            dk[:, j] = (scores[:, j + 1 :, j][:, None] @ queries[:, j + 1 :])[:, 0]
+            _fade(queries[:, j:], decay[:, j : j + 1])
         own = scores.diagonal(dim1=1, dim2=2)[..., None]
         read, kept = pulls.q * prefix, pulls.k * suffix
         ends = (query * (dq + read)).double() - (k * dk).double()
         ahead = (k * kept).double()
-        decays = ends.cumsum(1) + backwards(ahead) if reverse else backwards(ends) + ahead.cumsum(1)
-        decays += pulls.whole[:, None] - ahead
+        decays = backwards(ends) + ahead.cumsum(1) - ahead + pulls.whole[:, None]
         found.q[at, :, head] = (dq + read + own * k) * scale
         found.k[at, :, head] = dk + kept + own * query
         found.log_decay[at, :, head] = decays.float()
 
 
-def _products(log_decay: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _products(log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decays, their products up to each step, after each step, and over the chunk."""
-    total, whole = sums(log_decay, reverse)
+    total, whole = sums(log_decay)
     return weights(log_decay), weights(total), weights(whole - total), weights(whole)[:, 0]
 
 
-def _order(size: int, reverse: bool) -> range:
-    return range(size)[:: -1 if reverse else 1]
-
-
-def _seen(i: int, size: int, reverse: bool) -> tuple[slice, slice]:
-    """The steps that step i sees, with and without itself."""
-    return (slice(i, size), slice(i + 1, size)) if reverse else (slice(0, i + 1), slice(0, i))
-
-
-def _fade(x: Tensor, steps: slice, decay: Tensor) -> None:
-    part = x[:, steps]
-    part.mul_(decay)
-    part.masked_fill_(part.abs() < _TINY, 0.0)
+def _fade(x: Tensor, decay: Tensor) -> None:
+    x.mul_(decay)
+    x.masked_fill_(x.abs() < _TINY, 0.0)
