@@ -26,40 +26,38 @@ from manyheads.core.ops.depthwise_conv1d.triton_kernels import (
 _SHORT = 4
 # Taps that are loaded before the first one is needed.
 _GROUP = 4
-_PAST_ROWS = 4
+_PAST_ROWS, _PAST_WARPS = 4, 2
 
 
 @dataclass(frozen=True)
 class Config:
-    """A launch: tokens and channels of a tile, warps, and (where sums are shared) the most programs."""
+    """A launch: tokens and channels of a tile, warps, and the most programs where sums are shared."""
 
     rows: int
     block: int
-    warps: int = 4
-    programs: int = 0
+    warps: int
+    programs: int = 264
 
 
-# Keyed by the channels, rounded up to a power of two. A thread holds 16 elements of a tile forward, and 8 in
-# the kernels that keep five sums of them.
-_FORWARD = {16: Config(128, 16), 32: Config(64, 32), 64: Config(32, 64), 128: Config(16, 128)}
-# Four programs on each of 132 multiprocessors, over all channels.
-_SHARES = {
-    16: Config(64, 16, programs=528),
-    32: Config(32, 32, programs=528),
-    64: Config(16, 64, programs=528),
-    128: Config(8, 128, programs=528),
-}
+# Keyed by the channels, rounded up to a power of two. A thread holds 8 elements of a tile, and five sums of
+# each where the backward keeps those; a row of a tile is a line of memory, and tall tiles share the rows that
+# wide filters reach. Two programs on each of 132 multiprocessors share the sums.
+_TABLE = {16: Config(128, 16, 8), 32: Config(64, 32, 8), 64: Config(32, 64, 8)}
+# The kernel that recomputes as well has room for half as much.
+_SHORT_TABLE = {16: Config(64, 16, 8), 32: Config(32, 32, 8), 64: Config(16, 64, 8)}
 
 
-def configs(d: int) -> tuple[Config, Config]:
-    """The launches for d channels: the forward's, and that of the kernels with sums.
+def config_for(d: int, short: bool = False) -> Config:
+    """The launch for d channels.
+
+    Args:
+        short: Of the backward of short filters.
 
     Example:
-        >>> configs(384)[0].block
-        128
+        >>> config_for(384).block
+        64
     """
-    key = min(128, max(16, triton.next_power_of_2(d)))
-    return _FORWARD[key], _SHARES[key]
+    return (_SHORT_TABLE if short else _TABLE)[min(64, max(16, triton.next_power_of_2(d)))]
 
 
 class _Given(NamedTuple):
@@ -137,7 +135,7 @@ def _given(
 def _convolve(given: _Given, dy: Tensor | None, y: Tensor, silu: bool) -> None:
     x = given.x
     batch, length, d = x.shape
-    config, _ = configs(d)
+    config = config_for(d)
     forward_kernel[(triton.cdiv(d, config.block) * triton.cdiv(length, config.rows) * batch,)](
         x,
         given.weight,
@@ -165,7 +163,7 @@ def _convolve(given: _Given, dy: Tensor | None, y: Tensor, silu: bool) -> None:
 
 def _short(given: _Given, dy: Tensor, dx: Tensor, silu: bool, vectors: bool) -> Tensor | None:
     x, taps = given.x, given.weight.shape[1]
-    config, count, blocks, programs = _walk(x, 1)
+    config, count, blocks, programs = _walk(x, 1, short=True)
     shares = None
     if vectors:
         shares = torch.empty(programs, taps + 1, x.shape[2], dtype=torch.float32, device=x.device)
@@ -182,15 +180,16 @@ def _short(given: _Given, dy: Tensor, dx: Tensor, silu: bool, vectors: bool) -> 
         x.shape[1],
         count,
         x.shape[2],
+        taps,
         given.left,
         x.stride(0),
         x.stride(1),
         dy.stride(0),
         dy.stride(1),
         SILU=silu,
-        TAPS=taps,
         ROWS=config.rows,
         BLOCK=config.block,
+        GROUP=_GROUP,
         num_warps=config.warps,
     )
     return shares
@@ -224,17 +223,17 @@ def _share(given: _Given, dz: Tensor) -> Tensor:
     return shares
 
 
-def _walk(x: Tensor, groups: int) -> tuple[Config, int, int, int]:
+def _walk(x: Tensor, groups: int, short: bool = False) -> tuple[Config, int, int, int]:
     """The launch, the tiles of tokens, the blocks of channels, and the programs that share the tiles."""
     batch, length, d = x.shape
-    _, config = configs(d)
+    config = config_for(d, short)
     count, blocks = batch * triton.cdiv(length, config.rows), triton.cdiv(d, config.block)
     return config, count, blocks, max(1, min(count, config.programs // (blocks * groups)))
 
 
 def _pull_past(given: _Given, dz: Tensor, dpast: Tensor, silu: bool) -> None:
     x = given.x
-    _, config = configs(x.shape[2])
+    config = config_for(x.shape[2])
     past_kernel[(triton.cdiv(x.shape[2], config.block), dpast.shape[0])](
         dz,
         x,
@@ -255,7 +254,7 @@ def _pull_past(given: _Given, dz: Tensor, dpast: Tensor, silu: bool) -> None:
         ROWS=_PAST_ROWS,
         BLOCK=config.block,
         GROUP=_GROUP,
-        num_warps=config.warps,
+        num_warps=_PAST_WARPS,
     )
 
 
@@ -263,44 +262,41 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-# What a call may lack, and the arguments that it then has none for.
-_FORMS = {
-    "plain": ("past", "sequences", "cu_seqlens"),
-    "state": ("sequences", "cu_seqlens"),
-    "packed": ("past",),
-    "packed state": (),
-}
+# What a plain call has none of. Packed sequences with states have all: calls between the two hold less.
+_LACKING = {"plain": ("past", "sequences", "cu_seqlens"), "packed state": ()}
+_FORMS = (("plain", True), ("plain", False), ("packed state", False))
 
 
 def aot_variants() -> list[Variant]:
-    """List what the ahead-of-time gate compiles: every launch of the table, with each form of its arguments.
+    """List what the ahead-of-time gate compiles: the table's launches with the most and the fewest arguments.
 
-    The widest tiles with SiLU hold the most, so they stand for the others; those are in the slow gate.
+    With SiLU and four taps a kernel holds the most, so these stand for the others; one block of the table in
+    bfloat16 is in the quick gate, the rest in the slow one.
     """
     found = []
-    options = product((90, 80), _FORWARD, ("bf16", "fp32"), (True, False), _FORMS, (True, False))
-    for arch, key, dtype, silu, form, aligned in options:
-        quick = key == 128 and dtype == "bf16" and silu and (form, aligned) in _QUICK
-        ahead, back = _FORWARD[key], _SHARES[key]
-        common = (arch, dtype, form, aligned, not quick)
-        one = {"SILU": silu, "GROUP": _GROUP}
-        found.append(_variant(forward_kernel, ahead, *common, one, "forward"))
-        if not silu:
-            found.append(_variant(share_kernel, back, *common, {}, "dz"))
-        else:  # of the gradient before SiLU
-            found.append(_variant(forward_kernel, ahead, *common, one, "dz", dz="fp32"))
-            found.append(_variant(share_kernel, back, *common, {}, "fp32 dz", dz="fp32"))
-        for taps in range(1, _SHORT + 1):
-            slow = not quick or taps < _SHORT
-            widths = {"SILU": silu, "TAPS": taps}
-            found.append(_variant(short_backward_kernel, back, *common[:4], slow, widths, "backward"))
-        if "state" in form:
-            state = Config(_PAST_ROWS, back.block, back.warps)
-            found.append(_variant(past_kernel, state, *common, one, "state"))
+    for arch, key, dtype, (form, aligned) in product((90, 80), _TABLE, ("bf16", "fp32"), _FORMS):
+        config = _TABLE[key]
+        quick = key == 64 and dtype == "bf16"
+        common = (arch, dtype, form, aligned, not quick or (form == "plain" and not aligned))
+        group = {"GROUP": _GROUP}
+        found.append(_variant(forward_kernel, config, *common, {"SILU": True} | group, "forward"))
+        found.append(_variant(share_kernel, config, *common, {}, "fp32 dz", dz="fp32"))
+        found.append(
+            _variant(short_backward_kernel, _SHORT_TABLE[key], *common, {"SILU": True} | group, "backward")
+        )
+        slow = (*common[:4], True)
+        found.append(_variant(forward_kernel, config, *slow, {"SILU": True} | group, "dz", dz="fp32"))
+        if form == "plain":
+            found.append(_variant(forward_kernel, config, *slow, {"SILU": False} | group, "forward"))
+            found.append(
+                _variant(short_backward_kernel, _SHORT_TABLE[key], *slow, {"SILU": False} | group, "backward")
+            )
+            if dtype == "bf16":
+                found.append(_variant(share_kernel, config, *slow, {}, "dz"))
+        else:
+            state = Config(_PAST_ROWS, config.block, _PAST_WARPS)
+            found.append(_variant(past_kernel, state, *common, {"SILU": True} | group, "state"))
     return found
-
-
-_QUICK = [("plain", True), ("packed state", False)]
 
 
 def _variant(
@@ -323,7 +319,7 @@ def _variant(
     if dz is not None:
         types |= {"dz": f"*{dz}", "y": f"*{dz}"}
     constants: dict[str, Any] = {"ROWS": config.rows, "BLOCK": config.block} | options
-    lacking = set(_FORMS[form]) - ({"past"} if kernel is past_kernel else set())
+    lacking = set(_LACKING[form])
     if kernel is forward_kernel and label == "forward":
         lacking.add("dy")
     constants |= dict.fromkeys(lacking & set(names))

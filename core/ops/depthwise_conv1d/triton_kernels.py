@@ -14,13 +14,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _bounds(t, sequences, cu_seqlens, batch, length):
-    """Each row's sequence, and where that one starts and ends."""
-    if sequences is None:
-        return batch + 0 * t, 0 * t, length + 0 * t
-    sequence = tl.load(sequences + t, (t >= 0) & (t < length), other=0).to(tl.int64)
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    return sequence, start, tl.load(cu_seqlens + sequence + 1).to(tl.int64)
+def _bounds(t, origin, sequences, cu_seqlens, batch, length):
+    """The sequence of each row t from the origin, and where that one starts and ends, from the origin too."""
+    sequence, start, end = batch + 0 * t, 0 * t - origin, length - origin + 0 * t
+    if sequences is not None:
+        sequence = tl.load(sequences + origin + t, t < end, other=0)
+        start = tl.load(cu_seqlens + sequence) - origin
+        end = tl.load(cu_seqlens + sequence + 1) - origin
+    return sequence, start, end
 
 
 @triton.jit
@@ -28,12 +29,12 @@ def _rows(x, past, s, sequence, start, end, wanted, col, x_row, d, taps, left):
     """The rows s of x, of the past where they lie outside of their sequence, float32; zero if not wanted."""
     inside = (s >= start) & (s < end)
     channel = (col < d)[None, :]
-    at = s[:, None] * x_row + col[None, :]
-    v = tl.load(x + at, (wanted & inside)[:, None] & channel, other=0.0).to(tl.float32)
+    v = tl.load(x + (s[:, None] * x_row + col[None, :]), (wanted & inside)[:, None] & channel, other=0.0)
+    v = v.to(tl.float32)
     if past is not None:
-        row = sequence * (taps - 1) + tl.where(s < start, s - start + left, s - end)
+        row = (sequence * (taps - 1) + tl.where(s < start, s - start + left, s - end)).to(tl.int64) * d
         outside = (wanted & (inside == 0))[:, None] & channel
-        v += tl.load(past + row[:, None] * d + col[None, :], outside, other=0.0).to(tl.float32)
+        v += tl.load(past + row[:, None] + col[None, :], outside, other=0.0).to(tl.float32)
     return v
 
 
@@ -54,6 +55,12 @@ def _correlate(
             w = tl.load(weight + col * taps + i, (col < d) & (i < taps), other=0.0).to(tl.float32)
             z += w[None, :] * v
     return z
+
+
+@triton.jit
+def _at(x, batch, row, x_batch, x_row):
+    """Where a row of a batch entry begins."""
+    return x + batch.to(tl.int64) * x_batch + row.to(tl.int64) * x_row
 
 
 @triton.jit
@@ -90,13 +97,14 @@ def forward_kernel(
     blocks = tl.cdiv(d, BLOCK)
     tiles = tl.cdiv(length, ROWS)
     program = tl.program_id(0)
-    batch = (program // (blocks * tiles)).to(tl.int64)
-    t = (program // blocks % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    batch = program // (blocks * tiles)
+    origin = program // blocks % tiles * ROWS
     col = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    wanted = t < length
-    sequence, start, end = _bounds(t, sequences, cu_seqlens, batch, length)
+    t = tl.arange(0, ROWS)  # from here on rows are counted from the origin: 32 bits are enough for offsets
+    wanted = t < length - origin
+    sequence, start, end = _bounds(t, origin, sequences, cu_seqlens, batch, length)
     z = _correlate(
-        x + batch * x_batch,
+        _at(x, batch, origin, x_batch, x_row),
         past,
         weight,
         bias,
@@ -114,11 +122,13 @@ def forward_kernel(
     )
     mask = wanted[:, None] & (col < d)[None, :]
     if dy is not None:
-        at = batch * dy_batch + t[:, None] * dy_row + col[None, :]
-        z = tl.load(dy + at, mask, other=0.0).to(tl.float32) * _slope(z)
+        g = tl.load(
+            _at(dy, batch, origin, dy_batch, dy_row) + t[:, None] * dy_row + col[None, :], mask, other=0.0
+        )
+        z = g.to(tl.float32) * _slope(z)
     elif SILU:
         z = z / (1.0 + tl.exp(-z))
-    out = y + (batch * length + t[:, None]) * d + col[None, :]
+    out = _at(y, batch, origin, length.to(tl.int64) * d, d) + t[:, None] * d + col[None, :]
     tl.store(out, z.to(y.dtype.element_ty), mask)
 
 
@@ -133,7 +143,7 @@ def _store(share, first, sum_0, sum_1, sum_2, sum_3, offset, col, d, taps):
     tl.store(share + taps * d + col, tl.sum(offset, 0), (col < d) & (first == 0))
 
 
-@triton.jit(do_not_specialize=["length", "left", "count"])
+@triton.jit(do_not_specialize=["length", "taps", "left", "count"])
 def short_backward_kernel(
     dy,
     x,
@@ -147,15 +157,16 @@ def short_backward_kernel(
     length,
     count,
     d,
+    taps,
     left,
     x_batch,
     x_row,
     dy_batch,
     dy_row,
     SILU: tl.constexpr,
-    TAPS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """dx of every tile that this program walks over, and its share of the taps' and the bias's gradients.
 
@@ -172,18 +183,19 @@ def short_backward_kernel(
     sum_2 = tl.zeros([ROWS, BLOCK], tl.float32)
     sum_3 = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(program, count, tl.num_programs(1)):
-        batch = (tile // tiles).to(tl.int64)
-        p = (tile % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        wanted = p < length
-        sequence, start, end = _bounds(p, sequences, cu_seqlens, batch, length)
-        here = x + batch * x_batch
+        batch, origin = tile // tiles, tile % tiles * ROWS
+        p = tl.arange(0, ROWS)
+        wanted = p < length - origin
+        sequence, start, end = _bounds(p, origin, sequences, cu_seqlens, batch, length)
+        here = _at(x, batch, origin, x_batch, x_row)
+        there = _at(dy, batch, origin, dy_batch, dy_row)
         pulled = tl.zeros([ROWS, BLOCK], tl.float32)
         own = tl.zeros([ROWS, BLOCK], tl.float32)
-        for j in tl.static_range(TAPS):
+        for j in range(taps):  # not unrolled: what all shifts load together is more than the registers
             t = p + left - j
             seen = wanted & (t >= start) & (t < end)
-            at = batch * dy_batch + t[:, None] * dy_row + col[None, :]
-            g = tl.load(dy + at, seen[:, None] & channel, other=0.0).to(tl.float32)
+            g = tl.load(there + (t[:, None] * dy_row + col[None, :]), seen[:, None] & channel, other=0.0)
+            g = g.to(tl.float32)
             if SILU:
                 z = _correlate(
                     here,
@@ -198,31 +210,28 @@ def short_backward_kernel(
                     col,
                     x_row,
                     d,
-                    TAPS,
+                    taps,
                     left,
-                    TAPS,
+                    GROUP,
                 )
                 g = tl.where(seen[:, None] & channel, g * _slope(z), 0.0)
-            w = tl.load(weight + col * TAPS + j, col < d, other=0.0).to(tl.float32)
+            w = tl.load(weight + col * taps + j, col < d, other=0.0).to(tl.float32)
             pulled += w[None, :] * g
             own = tl.where(j == left, g, own)  # at no shift: the rows' own
         if shares is not None:
             offset += own
             s = p - left
-            sum_0 += own * _rows(here, past, s, sequence, start, end, wanted, col, x_row, d, TAPS, left)
-            if TAPS > 1:
-                v = _rows(here, past, s + 1, sequence, start, end, wanted, col, x_row, d, TAPS, left)
-                sum_1 += own * v
-            if TAPS > 2:
-                v = _rows(here, past, s + 2, sequence, start, end, wanted, col, x_row, d, TAPS, left)
-                sum_2 += own * v
-            if TAPS > 3:
-                v = _rows(here, past, s + 3, sequence, start, end, wanted, col, x_row, d, TAPS, left)
-                sum_3 += own * v
-        out = dx + (batch * length + p[:, None]) * d + col[None, :]
+            sum_0 += own * _rows(here, past, s, sequence, start, end, wanted, col, x_row, d, taps, left)
+            need = wanted & (taps > 1)
+            sum_1 += own * _rows(here, past, s + 1, sequence, start, end, need, col, x_row, d, taps, left)
+            need = wanted & (taps > 2)
+            sum_2 += own * _rows(here, past, s + 2, sequence, start, end, need, col, x_row, d, taps, left)
+            need = wanted & (taps > 3)
+            sum_3 += own * _rows(here, past, s + 3, sequence, start, end, need, col, x_row, d, taps, left)
+        out = _at(dx, batch, origin, length.to(tl.int64) * d, d) + p[:, None] * d + col[None, :]
         tl.store(out, pulled.to(dx.dtype.element_ty), wanted[:, None] & channel)
     if shares is not None:
-        _store(shares + program * (TAPS + 1) * d, 0, sum_0, sum_1, sum_2, sum_3, offset, col, d, TAPS)
+        _store(shares + program * (taps + 1) * d, 0, sum_0, sum_1, sum_2, sum_3, offset, col, d, taps)
 
 
 @triton.jit(do_not_specialize=["length", "taps", "left", "count"])
@@ -257,13 +266,14 @@ def share_kernel(
     sum_2 = tl.zeros([ROWS, BLOCK], tl.float32)
     sum_3 = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(program, count, tl.num_programs(1)):
-        batch = (tile // tiles).to(tl.int64)
-        t = (tile % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        wanted = t < length
-        sequence, start, end = _bounds(t, sequences, cu_seqlens, batch, length)
-        here = x + batch * x_batch
-        at = batch * dz_batch + t[:, None] * dz_row + col[None, :]
-        g = tl.load(dz + at, wanted[:, None] & channel, other=0.0).to(tl.float32)
+        batch, origin = tile // tiles, tile % tiles * ROWS
+        t = tl.arange(0, ROWS)
+        wanted = t < length - origin
+        sequence, start, end = _bounds(t, origin, sequences, cu_seqlens, batch, length)
+        here = _at(x, batch, origin, x_batch, x_row)
+        there = _at(dz, batch, origin, dz_batch, dz_row)
+        g = tl.load(there + (t[:, None] * dz_row + col[None, :]), wanted[:, None] & channel, other=0.0)
+        g = g.to(tl.float32)
         offset += g
         s = t - left + first
         sum_0 += g * _rows(here, past, s, sequence, start, end, wanted, col, x_row, d, taps, left)
@@ -299,33 +309,34 @@ def past_kernel(
     GROUP: tl.constexpr,
 ):
     """The gradient of one sequence's past; with SILU, dz is the gradient after SiLU."""
-    sequence = tl.program_id(1).to(tl.int64)
+    sequence = tl.program_id(1)
     col = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = (col < d)[None, :]
-    batch, start, end = sequence, tl.zeros([], tl.int64), tl.zeros([], tl.int64) + length
+    batch, start, end = sequence, sequence * 0, sequence * 0 + length
     if cu_seqlens is not None:
-        batch = 0 * sequence
-        start = tl.load(cu_seqlens + sequence).to(tl.int64)
-        end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
+        batch = sequence * 0
+        start, end = tl.load(cu_seqlens + sequence), tl.load(cu_seqlens + sequence + 1)
+    origin = tl.where(left > 0, start, end)  # the past lies before it, or after
+    here = _at(x, batch, origin, x_batch, x_row)
+    there = _at(dz, batch, origin, dz_batch, dz_row)
     for first in range(0, taps - 1, ROWS):
-        q = first + tl.arange(0, ROWS).to(tl.int64)
-        s = tl.where(left > 0, start - left, end) + q
+        q = first + tl.arange(0, ROWS)
         total = tl.zeros([ROWS, BLOCK], tl.float32)
         for i in range(taps):
-            t = s + left - i
-            seen = (q < taps - 1) & (t >= start) & (t < end)
-            at = batch * dz_batch + t[:, None] * dz_row + col[None, :]
-            g = tl.load(dz + at, seen[:, None] & channel, other=0.0).to(tl.float32)
+            t = q - i
+            seen = (q < taps - 1) & (t >= start - origin) & (t < end - origin)
+            g = tl.load(there + (t[:, None] * dz_row + col[None, :]), seen[:, None] & channel, other=0.0)
+            g = g.to(tl.float32)
             if SILU:
                 z = _correlate(
-                    x + batch * x_batch,
+                    here,
                     past,
                     weight,
                     bias,
                     t,
                     sequence + 0 * t,
-                    start + 0 * t,
-                    end + 0 * t,
+                    start - origin + 0 * t,
+                    end - origin + 0 * t,
                     seen,
                     col,
                     x_row,
@@ -336,5 +347,6 @@ def past_kernel(
                 )
                 g = tl.where(seen[:, None] & channel, g * _slope(z), 0.0)
             total += tl.load(weight + col * taps + i, col < d, other=0.0).to(tl.float32)[None, :] * g
-        out = dpast + (sequence * (taps - 1) + q[:, None]) * d + col[None, :]
+        out = _at(dpast, sequence, first + 0 * sequence, (taps - 1) * d, d)
+        out += tl.arange(0, ROWS)[:, None] * d + col[None, :]
         tl.store(out, total, (q < taps - 1)[:, None] & channel)

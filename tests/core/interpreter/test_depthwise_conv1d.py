@@ -52,7 +52,8 @@ def test_programs_walk_over_several_tiles(width, conv_case, monkeypatch):
     """Three programs over more tiles: the loop, the ragged last one, the two-stage sum, twice the same."""
     from manyheads.core.ops.depthwise_conv1d import triton
 
-    monkeypatch.setitem(triton._SHARES, 32, triton.Config(16, 32, programs=3))
+    for table in (triton._TABLE, triton._SHORT_TABLE):
+        monkeypatch.setitem(table, 32, triton.Config(16, 32, 4, programs=3))
     case = conv_case("state, silu", 63, 20, width)
     with use_backend("triton"), nan_filled_empties():
         assert_accurate(case.op, case.reference, *case.inputs)
