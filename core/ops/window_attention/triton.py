@@ -148,7 +148,7 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     grads = (dq, dk, dv)
     config = call.config("small") if where.tokens <= SHORT else None
-    if config is not None:
+    if config is not None and config.block_m >= SHORT:
         return dq, dk, dv, _small(call, config, grad, rows, grads, needs_bias)
     _large(call, grad, out, rows, grads)
     return dq, dk, dv, _bias(call, grad, out, rows) if needs_bias else None
