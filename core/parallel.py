@@ -37,13 +37,16 @@ def run(parts: Sequence[Callable[[], None]]) -> None:
         for part in parts:
             part()
         return
-    found = [_pool(workers()).submit(_without_gradients, part) for part in parts]
+    inference = torch.is_inference_mode_enabled()
+    found = [_pool(workers()).submit(_without_gradients, part, inference) for part in parts]
     for future in found:
         future.result()
 
 
-def _without_gradients(part: Callable[[], None]) -> None:
-    with torch.no_grad():  # grad mode belongs to a thread, and a worker starts with it on
+def _without_gradients(part: Callable[[], None], inference: bool) -> None:
+    # Both modes belong to a thread, and a worker starts with gradients on and inference mode off, where it
+    # could not write tensors of a caller who is in it.
+    with torch.inference_mode() if inference else torch.no_grad():
         part()
 
 

@@ -34,6 +34,21 @@ def test_all_parts_run_on_other_threads(threads):
     assert {(n, grad) for *_, n, grad in found} == {(1, False)}
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_parts_write_the_callers_tensors_in_its_mode(threads, mode):
+    found = []
+
+    def write(out, i):
+        out[i] = torch.full((3,), i + 1.0)
+        found.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+
+    with mode():
+        out = torch.zeros(2, 3)
+        parallel.run([lambda: write(out, 0), lambda: write(out, 1)])
+    assert out[:, 0].tolist() == [1, 2]
+    assert found == [(mode is torch.inference_mode, False)] * 2
+
+
 def test_the_callers_threads_stay(threads):
     parallel.run([record([], 0), record([], 1)])
     later = []

@@ -171,3 +171,10 @@ def test_a_history_or_calendar_of_another_length_is_refused():
         small()(x[:, :9], x_mark[:, :9], y_mark)
     with pytest.raises(ValueError, match="calendar features"):
         small()(x, x_mark, y_mark[:, :-1])
+
+
+def test_inference_mode_gives_the_same_forecasts():
+    model, inputs = small(seq_len=96, pred_len=48).eval(), batch(seq_len=96, pred_len=48)
+    with torch.inference_mode():
+        y = model(*inputs)
+    torch.testing.assert_close(y, model(*inputs).detach())

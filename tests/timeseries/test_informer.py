@@ -268,3 +268,10 @@ def test_evaluations_sample_is_spread_over_all_keys():
     assert 0.8 < counts.var() / counts.mean() < 1.2
     assert len(sample.unique(dim=0)) == 720
     torch.testing.assert_close(fixed_keys(720, 720, 5, torch.device("cpu")), sample, rtol=0, atol=0)
+
+
+def test_inference_mode_gives_the_same_forecasts():
+    model, inputs = small(seq_len=96, pred_len=48).eval(), batch(seq_len=96, pred_len=48)
+    with torch.inference_mode():
+        y = model(*inputs)
+    torch.testing.assert_close(y, model(*inputs).detach())
