@@ -1,4 +1,4 @@
-"""The Triton kernels of the depthwise convolution on a GPU: float32, float16 and bfloat16 (`pytest -m gpu`)."""
+"""The Triton kernels of the depthwise convolution on a GPU: float32, float16, bfloat16 (`pytest -m gpu`)."""
 
 from __future__ import annotations
 
