@@ -37,9 +37,13 @@ class _Circular(torch.autograd.Function):
         length, size = u.shape[1], k.shape[1]
         spectrum = torch.fft.rfft(u.transpose(1, 2), n=size)  # [B, D, n/2+1]
         filters = torch.fft.rfft(k)  # [D, n/2+1]
-        ctx.save_for_backward(spectrum, filters)
         ctx.sizes = length, size
-        y = torch.fft.irfft(spectrum * filters, n=size)[..., :length]
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(spectrum, filters)
+            spectrum = spectrum * filters
+        else:
+            spectrum.mul_(filters)
+        y = torch.fft.irfft(spectrum, n=size)[..., :length]
         return y.transpose(1, 2).contiguous()
 
     @staticmethod
