@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core import parallel
@@ -121,6 +122,7 @@ def backward(
     count = parallel.workers()
     shares = [torch.zeros_like(sums) for _ in range(1 if causal else count)]
     scratch = [torch.empty(min(group_size, v.shape[1]), x.values.shape[2]) for _ in range(count)]
+    turned = sums.transpose(2, 3).contiguous()  # a faster factor than a transposed view
 
     def within(group: Group, worker: int) -> None:
         b, frames, index = group
@@ -132,17 +134,18 @@ def backward(
         scores = torch.mm(pull, values.t()).mul_(root).mul_(2 / group_size)
         torch.mm(scores, x.quad_k[b, frames], out=grads.quad_q[b, frames])
         torch.mm(scores.t(), x.quad_q[b, frames], out=grads.quad_k[b, frames])
-        torch.mm(pull, sums[b, index].t(), out=grads.lin_q[b, frames])
+        torch.mm(pull, turned[b, index], out=grads.lin_q[b, frames])
         shares[worker % len(shares)][b, index].addmm_(x.lin_q[b, frames].t(), pull)
 
     _each(groups, within, range(count))
     total = _scale(sum(shares[1:], shares[0]), how, v.shape[1])
     if causal:
-        total = total.flip(1).cumsum(1).flip(1) - total
+        total = _before(total.flip(1)).flip(1)
+    turned_total = total.transpose(2, 3).contiguous()
 
     def across(group: Group, _: int) -> None:
         b, frames, index = group
-        torch.mm(x.values[b, frames], total[b, index].t(), out=grads.lin_k[b, frames])
+        torch.mm(x.values[b, frames], turned_total[b, index], out=grads.lin_k[b, frames])
         grads.values[b, frames].addmm_(x.lin_k[b, frames], total[b, index])
 
     _each(groups, across, range(count))
@@ -205,8 +208,13 @@ def _sums(x: Inputs, how: Options) -> Tensor:
     _each(groups, add, range(parallel.workers()))
     sums = sum(shares[1:], shares[0])
     if how.causal:
-        sums = sums.cumsum(1) - sums
+        sums = _before(sums)
     return _scale(sums, how, frames)
+
+
+def _before(sums: Tensor) -> Tensor:
+    """The sum over the groups before each; not the running sum less its own, as one may dwarf the others."""
+    return F.pad(sums[:, :-1], (0, 0, 0, 0, 1, 0)).cumsum(1)
 
 
 def _scale(sums: Tensor, how: Options, frames: int) -> Tensor:

@@ -43,7 +43,7 @@ def gated_attention_unit(
     def attend(x: Tensor) -> Tensor:
         products = lk.transpose(2, 3) @ x  # [B, G, K, E]
         if causal:
-            total = (products.cumsum(1) - products) / group_size
+            total = F.pad(products[:, :-1], (0, 0, 0, 0, 1, 0)).cumsum(1) / group_size
         else:
             total = products.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None, None]
         return weights @ x + lq @ total
