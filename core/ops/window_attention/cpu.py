@@ -40,8 +40,8 @@ class Steps(Protocol):
 
     align: int
 
-    def take(self, x: Tensor, block: Block, out: Tensor) -> None:
-        """Gather a block's tokens from images `[B, H, W, heads, D]`."""
+    def take(self, images: Sequence[Tensor], block: Block, outs: Sequence[Tensor]) -> None:
+        """Gather a block's tokens from each of some images `[B, H, W, heads, D]`."""
 
     def put(self, x: Tensor, block: Block, out: Tensor) -> None:
         """Write a block's tokens to their places in images."""
@@ -65,11 +65,12 @@ class TorchSteps:
         self.hidden = region[:, None, :, None] != region[:, None, None, :]  # [mixed windows, 1, n, n]
         self.may_be_dead = bool((self.bias == -math.inf).any())
 
-    def take(self, x: Tensor, block: Block, out: Tensor) -> None:
+    def take(self, images: Sequence[Tensor], block: Block, outs: Sequence[Tensor]) -> None:
         """As `Steps.take`."""
         index = self.map.places[block.windows]
-        found = x[block.image].flatten(0, 1).index_select(0, index.flatten())  # [windows * n, heads, D]
-        out.copy_(found.view(*index.shape, *found.shape[1:]).transpose(1, 2))
+        for x, out in zip(images, outs, strict=True):
+            found = x[block.image].flatten(0, 1).index_select(0, index.flatten())  # [windows * n, heads, D]
+            out.copy_(found.view(*index.shape, *found.shape[1:]).transpose(1, 2))
 
     def put(self, x: Tensor, block: Block, out: Tensor) -> None:
         """As `Steps.put`."""
@@ -125,8 +126,7 @@ def forward(
         (query, found), (key, value), (weights,) = _scratch(blocks, shape, q.shape[4], 2, 2, 1)
         for block in blocks:
             qb, kb, vb, p, out_b = _first(block, query, key, value, weights, found)
-            for x, into in ((q, qb), (k, kb), (v, vb)):
-                steps.take(x, block, into)
+            steps.take((q, k, v), block, (qb, kb, vb))
             steps.weights(qb, kb, block, p)
             _multiply(p, vb, out_b)
             steps.put(out_b, block, out)
@@ -155,8 +155,8 @@ def backward(
         queries, keys, scores = _scratch(blocks, shape, q.shape[4], 3, 3, 2)
         for block in blocks:
             qb, gb, dqb, kb, vb, dkb, p, ds = _first(block, *queries, *keys, *scores)
-            for x, into in ((q, qb), (k, kb), (v, vb), (grad, gb)):
-                steps.take(x, block, into)
+            steps.take((q, k, v), block, (qb, kb, vb))
+            steps.take((grad,), block, (gb,))
             steps.weights(qb, kb, block, p)
             _multiply(p.transpose(2, 3), gb, dkb)
             steps.put(dkb, block, dv)

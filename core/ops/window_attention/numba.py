@@ -27,15 +27,17 @@ class NumbaSteps:
         self.bias = np.full((shape[0], n, padded), -np.inf, np.float32)
         self.bias[:, :, :n] = 0 if bias is None else bias.float().numpy()
 
-    def take(self, x: Tensor, block: Block, out: Tensor) -> None:
+    def take(self, images: Sequence[Tensor], block: Block, outs: Sequence[Tensor]) -> None:
         """As `cpu.Steps.take`."""
-        image = x[block.image].float()
-        image = image if image.stride(-1) == 1 else image.contiguous()
-        length = 1 + sum((n - 1) * s for n, s in zip(image.shape, image.stride(), strict=True))
-        memory = image.as_strided((length,), (1,)).numpy()  # its strides are numbers for the kernel
-        stride_y, stride_x, stride_h, _ = image.stride()
+        found = [x[block.image].float() for x in images]
+        found = [x if x.stride(-1) == 1 else x.contiguous() for x in found]
         index, width = self.index[block.windows], self.where.width
-        numba_kernels.take(memory, stride_y, stride_x, stride_h, index, width, out.numpy())
+        if len(found) == 3 and len({x.stride() for x in found}) == 1:
+            parts = [_memory(x) for x in found] + list(found[0].stride()[:3])
+            numba_kernels.take_three(*parts, index, width, *(x.numpy() for x in outs))
+            return
+        for x, out in zip(found, outs, strict=True):
+            numba_kernels.take(_memory(x), *x.stride()[:3], index, width, out.numpy())
 
     def put(self, x: Tensor, block: Block, out: Tensor) -> None:
         """As `cpu.Steps.put`."""
@@ -55,3 +57,9 @@ class NumbaSteps:
     def gradient(self, weights: Tensor, grad: Tensor, dbias: Tensor) -> None:
         """As `cpu.Steps.gradient`."""
         numba_kernels.gradient(weights.numpy(), grad.numpy(), dbias.numpy(), self.scale)
+
+
+def _memory(image: Tensor) -> np.ndarray:
+    """All that an image's strides reach, as one row: numba then knows that the last axis is dense."""
+    length = 1 + sum((n - 1) * s for n, s in zip(image.shape, image.stride(), strict=True))
+    return image.as_strided((length,), (1,)).numpy()

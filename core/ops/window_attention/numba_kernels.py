@@ -10,21 +10,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from manyheads.core.jit import exp, kernel
+from manyheads.core.jit import exp, inline, kernel
+
+
+@inline
+def _copy(image, token, stride_h, out, w, i):
+    for h in range(out.shape[1]):
+        row = token + h * stride_h
+        for d in range(out.shape[3]):
+            out[w, h, i, d] = image[row + d]
 
 
 @kernel
 def take(image, stride_y, stride_x, stride_h, index, width, out):
     """Gather tokens `[windows, n]` of an image into the first n of `out` `[windows, heads, m, D]`."""
     windows, n = index.shape
-    heads, dim = out.shape[1], out.shape[3]
     for w in range(windows):
         for i in range(n):
             token = index[w, i] // width * stride_y + index[w, i] % width * stride_x
-            for h in range(heads):
-                row = token + h * stride_h
-                for d in range(dim):
-                    out[w, h, i, d] = image[row + d]
+            _copy(image, token, stride_h, out, w, i)
+
+
+@kernel
+def take_three(q, k, v, stride_y, stride_x, stride_h, index, width, out_q, out_k, out_v):
+    """Gather from three images of the same strides: where they lie together, memory is read in long runs."""
+    windows, n = index.shape
+    for w in range(windows):
+        for i in range(n):
+            token = index[w, i] // width * stride_y + index[w, i] % width * stride_x
+            _copy(q, token, stride_h, out_q, w, i)
+            _copy(k, token, stride_h, out_k, w, i)
+            _copy(v, token, stride_h, out_v, w, i)
 
 
 @kernel

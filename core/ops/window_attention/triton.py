@@ -229,7 +229,7 @@ def aot_variants() -> Iterator[Variant]:
         for dim in dims:
             if bits == 16:
                 yield variant(kernel, arch, "fp16", dim, "bias shifted", True)
-            if kernel in ("short", "small"):
+            if kernel in ("short", "small") and dims[dim].block_m >= SHORT:
                 yield variant(
                     kernel, arch, "fp32" if bits == 32 else "bf16", dim, "bias shifted packed", True
                 )
