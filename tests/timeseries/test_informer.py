@@ -117,6 +117,8 @@ def test_parameter_count_is_the_official_codes():
     by_formula = 2 * embedding + encoder + decoder + 7 * d + 7
     model = create_model("informer", seq_len=96, pred_len=96, enc_in=7)
     assert sum(p.numel() for p in model.parameters()) == by_formula == 11_330_055
+    library = create_model("informer", seq_len=96, pred_len=96, enc_in=7, **LIBRARY)
+    assert sum(p.numel() for p in library.parameters()) == by_formula - 4 * d
 
 
 def test_the_decoder_reads_the_end_of_the_history_and_the_calendar_of_the_horizon():
