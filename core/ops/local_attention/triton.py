@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton as tr
@@ -23,7 +24,8 @@ LOG2E = 1.4426950408889634
 INTERPRETED = Config(64, 64, 4, 1)
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """One call's tensors, with what every kernel is told about them."""
 
     q: Tensor
@@ -51,7 +53,7 @@ class Call(NamedTuple):
             index = index.to(torch.int32).contiguous()
             flags = marked(index, q) if flags is None else flags | marked(index, q)
         flags = None if flags is None else flags.contiguous().view(torch.int8)
-        return cls(*(_dense(x) for x in (q, k, v)), index, flags, window, scale)
+        return cls(_dense(q), _dense(k), _dense(v), index, flags, window, scale)
 
     def pointers(self) -> list[Tensor]:
         """The inputs in the kernels' order; an absent one is any tensor, as no kernel reads it."""
