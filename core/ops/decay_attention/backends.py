@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from manyheads.core.dispatch import HALF_OR_SINGLE, Call, Candidate, cpu_blocked, name_of, numba_blocked
+from manyheads.core.dispatch import (
+    HALF_OR_SINGLE,
+    Call,
+    Candidate,
+    cpu_blocked,
+    name_of,
+    numba_blocked,
+    triton_blocked,
+)
 
 
 def decay_attention(call: Call) -> list[Candidate]:
@@ -23,7 +31,11 @@ def chunked(call: Call, *, compiled: bool) -> list[Candidate]:
         "decays inside a chunk by compiled loops, the rest as products of matrices",
         numba_blocked(call),
     )
+    kernels = triton_blocked(call)
+    if not kernels and call.features.get("width") == "wide":
+        kernels = "the kernels take keys and values of at most 256 channels"
     return [
+        Candidate("triton", "states from chunk to chunk, then all chunks side by side", kernels),
         *([loops] if compiled else []),
         Candidate("cpu", "states go from chunk to chunk; inside one, products of matrices", blocked),
     ]

@@ -38,24 +38,26 @@ def decay_attention_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output `[B, L, H, V]`, the last states `[S, H, K, V]` and the states before the chunks.
 
-    The latter are float32, `[G, N, K, H / G, V]` for the most chunks N that there may be.
+    The latter are float32, `[G, N, K, H / G, V]` (Triton: `[N, H, K, V]`) for the most chunks N that there
+    may be.
     """
     given = (q, k, v, log_decay, initial_state, cu_seqlens, scale, reverse)
+    if backend == "triton":
+        from manyheads.core.ops.decay_attention import triton
+
+        return triton.forward(*given)
     out, last, states = cpu.forward(*given, _fading(backend))
-    missing = _states_shape(q, v, log_decay, cu_seqlens)[1] - states.shape[1]
+    missing = _most_chunks(q, log_decay, cu_seqlens) - states.shape[1]
     if missing:
         states = torch.cat([states, states.new_zeros(states.shape[0], missing, *states.shape[2:])], 1)
     return out, last, states
 
 
-def _states_shape(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None) -> list[Any]:
-    batch, length, groups, dim = q.shape
+def _most_chunks(q: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None) -> int:
     size = cpu.chunk_size(log_decay)
     if cu_seqlens is not None:
-        chunks = most_chunks(length, cu_seqlens.shape[0] - 1, size)
-    else:
-        chunks = batch * ((length + size - 1) // size)
-    return [groups, chunks, dim, v.shape[2] // groups, v.shape[3]]
+        return most_chunks(q.shape[1], cu_seqlens.shape[0] - 1, size)
+    return q.shape[0] * ((q.shape[1] + size - 1) // size)
 
 
 @decay_attention_op.register_fake
@@ -65,8 +67,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     last = v.new_empty((sequences, v.shape[2], q.shape[3], v.shape[3]), dtype=torch.float32)
-    states = v.new_empty(_states_shape(q, v, log_decay, cu_seqlens), dtype=torch.float32)
-    return v.new_empty(v.shape), last, states
+    chunks, (groups, dim), (heads, width) = _most_chunks(q, log_decay, cu_seqlens), q.shape[2:], v.shape[2:]
+    shape = (
+        (chunks, heads, dim, width) if backend == "triton" else (groups, chunks, dim, heads // groups, width)
+    )
+    return v.new_empty(v.shape), last, v.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("manyheads::decay_attention_backward", mutates_args=())
@@ -85,7 +90,12 @@ def decay_attention_backward_op(
 ) -> list[Tensor]:
     """Return the gradients of q, k, v and the initial states (float32), then of log_decay where it is."""
     given = (q, k, v, log_decay, cu_seqlens, states, scale, reverse)
-    dq, dk, dv, ddecay, first = cpu.backward(grad, grad_last, *given, _fading(backend))
+    if backend == "triton":
+        from manyheads.core.ops.decay_attention import triton
+
+        dq, dk, dv, ddecay, first = triton.backward(grad, grad_last, *given)
+    else:
+        dq, dk, dv, ddecay, first = cpu.backward(grad, grad_last, *given, _fading(backend))
     return [dq, dk, dv, first] if ddecay is None else [dq, dk, dv, first, ddecay]
 
 
