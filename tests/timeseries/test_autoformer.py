@@ -171,6 +171,10 @@ def test_a_history_or_calendar_of_another_length_is_refused():
         small()(x[:, :9], x_mark[:, :9], y_mark)
     with pytest.raises(ValueError, match="calendar features"):
         small()(x, x_mark, y_mark[:, :-1])
+    with pytest.raises(ValueError, match="of the horizon are missing"):
+        small()(x, x_mark)
+    with pytest.raises(ValueError, match="of the history are missing"):
+        small()(x, None, y_mark)
 
 
 def test_inference_mode_gives_the_same_forecasts():

@@ -259,6 +259,10 @@ def test_a_history_or_calendar_of_another_length_is_refused():
         small()(x[:, :9], x_mark[:, :9], y_mark)
     with pytest.raises(ValueError, match="calendar features"):
         small()(x, x_mark, y_mark[:, :-1])
+    with pytest.raises(ValueError, match="of the horizon are missing"):
+        small()(x, x_mark)
+    with pytest.raises(ValueError, match="of the history are missing"):
+        small()(x, None, y_mark)
     with pytest.raises(ValueError, match="25 steps are more than the 24"):
         small()(torch.randn(1, 25, 3))
 
@@ -277,3 +281,14 @@ def test_inference_mode_gives_the_same_forecasts():
     with torch.inference_mode():
         y = model(*inputs)
     torch.testing.assert_close(y, model(*inputs).detach())
+
+
+@pytest.mark.parametrize(("count", "complaint"), [(2, "fewer"), (4, "more")])
+def test_samples_are_one_for_each_sparse_attention(count, complaint):
+    x, x_mark, y_mark = batch()
+    x_dec, marks = torch.zeros(2, 16, 3), torch.cat([x_mark[:, -10:], y_mark], dim=1)
+    samples = [torch.zeros(length, 4, dtype=torch.int64) for length in (24, 24, 16, 16)]
+    model = small(distil=False)
+    model.forecast(x, x_mark, x_dec, marks, index_samples=samples[:3])
+    with pytest.raises(ValueError, match=complaint):
+        model.forecast(x, x_mark, x_dec, marks, index_samples=samples[:count])

@@ -87,9 +87,15 @@ class ProbSparseAttention(nn.Module):
         self.causal, self.factor, self.batch_union = causal, factor, batch_union
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, probe: Probe | None = None) -> Tensor:
-        """Attend."""
+        """Attend.
+
+        Raises:
+            ValueError: The probe has fewer samples than there are calls.
+        """
         if probe is not None and probe.samples is not None:
-            sample = next(probe.samples)
+            sample = next(probe.samples, None)
+            if sample is None:
+                raise ValueError("index_samples has fewer entries than there are sparse attentions")
         elif self.training:
             sample = draw_keys(q.shape[1], k.shape[1], self.factor)
         else:

@@ -22,6 +22,7 @@ from manyheads.timeseries.models.blocks import (
     Pointwise,
     check_choices,
     check_label,
+    check_marks,
     check_positive,
     check_transformer,
     known_label,
@@ -209,6 +210,7 @@ class Autoformer(nn.Module):
 
     def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
         """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`."""
+        check_marks(x_mark, y_mark)
         if x_mark is None or y_mark is None:
             return self.forecast(x, None, None, None)
         to_marks = self.enc_embedding.temporal_embedding.marks

@@ -132,3 +132,13 @@ def known_label(x: Tensor, label_len: int) -> Tensor:
     if x.shape[1] < label_len:
         raise ValueError(f"{x.shape[1]} steps of history are fewer than label_len={label_len}")
     return x[:, x.shape[1] - label_len :]
+
+
+def check_marks(x_mark: Tensor | None, y_mark: Tensor | None) -> None:
+    """Refuse calendar features of the history or of the horizon alone.
+
+    Raises:
+        ValueError: One of them is missing.
+    """
+    if (x_mark is None) != (y_mark is None):
+        raise ValueError(f"calendar features of the {'history' if x_mark is None else 'horizon'} are missing")

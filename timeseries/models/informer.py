@@ -23,6 +23,7 @@ from manyheads.timeseries.models.attention import (
 from manyheads.timeseries.models.blocks import (
     check_choices,
     check_label,
+    check_marks,
     check_positive,
     check_transformer,
     known_label,
@@ -124,11 +125,16 @@ class Informer(nn.Module):
 
         Shape:
             x_enc `[B, L, N]`, x_dec `[B, label_len + P, N]` -> `[B, P, c_out]`.
+
+        Raises:
+            ValueError: A shape is not the model's, or `index_samples` are too few or too many.
         """
         samples = None if index_samples is None else iter(index_samples)
         encoded = self.encoder(self.enc_embedding(x_enc, x_mark_enc), Probe(samples, maps))
-        tokens = self.dec_embedding(x_dec, x_mark_dec)
-        return self.projection(self.decoder(tokens, encoded, self.pred_len, Probe(samples)))
+        tokens = self.decoder(self.dec_embedding(x_dec, x_mark_dec), encoded, self.pred_len, Probe(samples))
+        if samples is not None and next(samples, None) is not None:
+            raise ValueError("index_samples has more entries than there are sparse attentions")
+        return self.projection(tokens)
 
     def _official(
         self, x: Tensor, x_mark: Tensor | None, y_mark: Tensor | None
@@ -136,6 +142,7 @@ class Informer(nn.Module):
         """Make what `forecast` takes."""
         ahead = x.new_zeros(len(x), self.pred_len, x.shape[-1])
         x_dec = torch.cat([known_label(x, self.label_len), ahead], dim=1)
+        check_marks(x_mark, y_mark)
         if x_mark is None or y_mark is None:
             return x, None, x_dec, None
         to_marks = self.enc_embedding.temporal_embedding.marks
