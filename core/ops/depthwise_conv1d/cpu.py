@@ -39,7 +39,7 @@ def forward(
     """
     laid = _lay(x, past, cu_seqlens, left, weight.shape[1] - 1)
     y = _own(_correlate(laid.rows, weight, bias), laid.windows)
-    return (F.silu(y) if silu else y).to(x.dtype)
+    return (F.silu(y) if silu else y).to(x.dtype).contiguous()
 
 
 def backward(
@@ -82,7 +82,8 @@ def backward(
         dpast = pulled.index_select(1, laid.beside).reshape(past.shape)
     elif past is not None:
         dpast = pulled[:, :reach] if left else pulled[:, x.shape[1] :]
-    return dx.to(x.dtype), _taps(dz, laid.rows, reach + 1, vectors), dpast.clone()
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(dx)
+    return dx, _taps(dz, laid.rows, reach + 1, vectors), dpast.clone(memory_format=torch.contiguous_format)
 
 
 class _Laid(NamedTuple):

@@ -149,6 +149,18 @@ def test_a_longer_sequence_doubles_the_kernel():
     torch.testing.assert_close(copy.deepcopy(again)(x), want)
 
 
+def test_a_stream_may_come_before_the_first_convolution():
+    layer = S4(4, 8)
+    x = torch.randn(1, 20, 4)
+    with torch.no_grad():
+        state, steps = layer.init_state(1), []
+        for token in x.unbind(1):
+            y, state = layer.step(token, state)
+            steps.append(y)
+        assert layer.layer.kernel.l_kernel == 0
+        torch.testing.assert_close(torch.stack(steps, 1), layer(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_kept_output_matrix_follows_the_parameters():
     """Streaming reads C from C~ once, and anew after the parameters change in place."""
     layer = S4(4, 8)
