@@ -25,10 +25,15 @@ SMALL = 256 * 1024
 
 
 class Block(NamedTuple):
-    """Windows of one image: `windows` of image `image`."""
+    """Windows of one image, with all heads; or one window, with as many heads as the cache holds."""
 
     image: int
     windows: slice
+    heads: slice
+
+    def of(self, x: Tensor) -> Tensor:
+        """View the block's heads of its image, `[H, W, heads, D]`."""
+        return x[self.image, :, :, self.heads]
 
 
 class Steps(Protocol):
@@ -67,20 +72,16 @@ class TorchSteps:
 
     def take(self, images: Sequence[Tensor], block: Block, outs: Sequence[Tensor]) -> None:
         """As `Steps.take`."""
-        index = self.map.places[block.windows]
         for x, out in zip(images, outs, strict=True):
-            found = x[block.image].flatten(0, 1).index_select(0, index.flatten())  # [windows * n, heads, D]
-            out.copy_(found.view(*index.shape, *found.shape[1:]).transpose(1, 2))
+            take(x, block, self.map.places[block.windows], out)
 
     def put(self, x: Tensor, block: Block, out: Tensor) -> None:
         """As `Steps.put`."""
-        index = self.map.places[block.windows].flatten()
-        tokens = x.transpose(1, 2).flatten(0, 1)  # [windows * n, heads, D]
-        out[block.image].flatten(0, 1).index_copy_(0, index, tokens.to(out.dtype))
+        put(x, block, self.map.places[block.windows], out)
 
     def weights(self, q: Tensor, k: Tensor, block: Block, out: Tensor) -> None:
         """As `Steps.weights`."""
-        out.copy_(self.bias)  # the product's initial value: one pass instead of two
+        out.copy_(self.bias[block.heads])  # the product's initial value: one pass instead of two
         out.flatten(0, 1).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=self.scale)
         start, plain = block.windows.start, self.map.plain
         if block.windows.stop > plain:
@@ -96,6 +97,19 @@ class TorchSteps:
         torch.ops.aten._softmax_backward_data.out(grad, weights, -1, grad.dtype, grad_input=grad)
         dbias.add_(grad.sum(0))
         grad.mul_(self.scale)
+
+
+def take(x: Tensor, block: Block, places: Tensor, out: Tensor) -> None:
+    """Gather the tokens at `places` `[windows, n]` into the first n of `out` `[windows, heads, m, D]`."""
+    found = block.of(x).flatten(0, 1).index_select(0, places.flatten())  # [windows * n, heads, D]
+    tokens = found.view(*places.shape, *found.shape[1:]).transpose(1, 2)
+    out[:, :, : places.shape[1]].copy_(tokens)
+
+
+def put(x: Tensor, block: Block, places: Tensor, out: Tensor) -> None:
+    """Write the first n tokens of `[windows, heads, m, D]` to their places in the images `out`."""
+    tokens = x[:, :, : places.shape[1]].transpose(1, 2).flatten(0, 1)  # [windows * n, heads, D]
+    block.of(out).flatten(0, 1).index_copy_(0, places.flatten(), tokens.to(out.dtype))
 
 
 MakeSteps = Callable[[Geometry, Tensor | None, float, Sequence[int]], Steps]
@@ -161,7 +175,7 @@ def backward(
             _multiply(p.transpose(2, 3), gb, dkb)
             steps.put(dkb, block, dv)
             _multiply(gb, vb.transpose(2, 3), ds)
-            steps.gradient(p, ds, share)
+            steps.gradient(p, ds, share[block.heads])
             _multiply(ds, kb, dqb)
             steps.put(dqb, block, dq)
             _multiply(ds.transpose(2, 3), qb, dkb)
@@ -184,19 +198,24 @@ def _scratch(
     blocks: list[Block], shape: tuple[int, int, int], dim: int, queries: int, keys: int, scores: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Memory for so many blocks of queries, of keys (with zeros for the padding) and of scores."""
-    most = max(block.windows.stop - block.windows.start for block in blocks)
-    heads, n, m = shape
+    most, n, m = max(map(_windows, blocks)), shape[1], shape[2]
+    heads = max(block.heads.stop - block.heads.start for block in blocks)
     make = torch.empty if n == m else torch.zeros
     return (
         [torch.empty(most, heads, n, dim) for _ in range(queries)],
         [make(most, heads, m, dim) for _ in range(keys)],
-        [torch.empty(most, *shape) for _ in range(scores)],
+        [torch.empty(most, heads, n, m) for _ in range(scores)],
     )
+
+
+def _windows(block: Block) -> int:
+    return block.windows.stop - block.windows.start
 
 
 def _first(block: Block, *spaces: Tensor) -> list[Tensor]:
     """As much of each scratch tensor as a block needs."""
-    return [x[: block.windows.stop - block.windows.start] for x in spaces]
+    heads = block.heads.stop - block.heads.start
+    return [x[: _windows(block), :heads] for x in spaces]
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -206,10 +225,16 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def _share(q: Tensor, where: Geometry) -> list[list[Block]]:
     """Cut all windows into blocks, and share these out to the threads in order."""
-    images, scores = q.shape[0], q.shape[3] * where.tokens**2
-    cuts = -(-where.windows // max(1, BLOCK // scores))  # blocks of an image
-    ends = [where.windows * i // cuts for i in range(cuts + 1)]
-    blocks = [Block(image, slice(ends[i], ends[i + 1])) for image in range(images) for i in range(cuts)]
-    total = images * where.windows * scores
+    heads, scores = q.shape[3], where.tokens**2
+    by_head = _cut(heads, BLOCK // scores)
+    by_window = _cut(where.windows, BLOCK // (heads * scores))
+    blocks = [Block(i, w, h) for i in range(q.shape[0]) for w in by_window for h in by_head]
+    total = q.shape[0] * where.windows * heads * scores
     count = 1 if total < SMALL else min(parallel.workers(), len(blocks))
     return [blocks[len(blocks) * i // count : len(blocks) * (i + 1) // count] for i in range(count)]
+
+
+def _cut(total: int, most: int) -> list[slice]:
+    """Cut a range into pieces of about one size, at least 1 and at most `most`."""
+    count = -(-total // max(1, most))
+    return [slice(total * i // count, total * (i + 1) // count) for i in range(count)]

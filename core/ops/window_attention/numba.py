@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core.ops.window_attention import numba_kernels
-from manyheads.core.ops.window_attention.cpu import Block
+from manyheads.core.ops.window_attention.cpu import Block, put, take
 from manyheads.core.ops.window_attention.geometry import Geometry, layout
 
 
@@ -29,8 +29,11 @@ class NumbaSteps:
 
     def take(self, images: Sequence[Tensor], block: Block, outs: Sequence[Tensor]) -> None:
         """As `cpu.Steps.take`."""
-        found = [x[block.image].float() for x in images]
-        found = [x if x.stride(-1) == 1 else x.contiguous() for x in found]
+        if images[0].dtype != torch.float32 or any(x.stride(-1) != 1 for x in images):
+            for x, out in zip(images, outs, strict=True):
+                take(x, block, self.map.places[block.windows], out)
+            return
+        found = [block.of(x) for x in images]
         index, width = self.index[block.windows], self.where.width
         if len(found) == 3 and len({x.stride() for x in found}) == 1:
             parts = [_memory(x) for x in found] + list(found[0].stride()[:3])
@@ -41,18 +44,18 @@ class NumbaSteps:
 
     def put(self, x: Tensor, block: Block, out: Tensor) -> None:
         """As `cpu.Steps.put`."""
-        image = out[block.image].flatten(0, 1)
-        if image.dtype == torch.float32:
-            numba_kernels.put(x.numpy(), self.index[block.windows], image.numpy())
+        if out.dtype == torch.float32:
+            image = out[block.image].flatten(0, 1).numpy()
+            numba_kernels.put(x.numpy(), self.index[block.windows], block.heads.start, image)
         else:
-            tokens = x[:, :, : self.where.tokens].transpose(1, 2).flatten(0, 1).to(image.dtype)
-            image.index_copy_(0, self.map.places[block.windows].flatten(), tokens)
+            put(x, block, self.map.places[block.windows], out)
 
     def weights(self, q: Tensor, k: Tensor, block: Block, out: Tensor) -> None:
         """As `cpu.Steps.weights`."""
         torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), out=out.flatten(0, 1))
         plain = max(0, self.map.plain - block.windows.start)
-        numba_kernels.softmax(out.numpy(), self.bias, self.region[block.windows], plain, self.scale)
+        region, bias = self.region[block.windows], self.bias[block.heads]
+        numba_kernels.softmax(out.numpy(), bias, region, plain, self.scale)
 
     def gradient(self, weights: Tensor, grad: Tensor, dbias: Tensor) -> None:
         """As `cpu.Steps.gradient`."""

@@ -44,8 +44,11 @@ def take_three(q, k, v, stride_y, stride_x, stride_h, index, width, out_q, out_k
 
 
 @kernel
-def put(blocks, index, out):
-    """Write the first n tokens of `[windows, heads, m, D]` to their places in `out` `[H * W, heads, D]`."""
+def put(blocks, index, first, out):
+    """Write the first n tokens of `[windows, heads, m, D]` to their places in `out` `[H * W, heads, D]`.
+
+    The block's heads are those from `first` on.
+    """
     windows, n = index.shape
     heads, dim = blocks.shape[1], blocks.shape[3]
     for w in range(windows):
@@ -53,7 +56,7 @@ def put(blocks, index, out):
             token = index[w, i]
             for h in range(heads):
                 for d in range(dim):
-                    out[token, h, d] = blocks[w, h, i, d]
+                    out[token, first + h, d] = blocks[w, h, i, d]
 
 
 @kernel

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manyheads.core import parallel
+from manyheads.core import dispatch, parallel
 from manyheads.core.dispatch import choose, explain, use_backend
 from manyheads.core.errors import UsageError
 from manyheads.core.ops.attention import attention
@@ -67,13 +67,16 @@ def test_float64_rule(backend, dtype, name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_blocks_and_threads(backend, monkeypatch):
-    """Blocks that end inside an image, windows of both kinds in a block, sums over threads."""
-    monkeypatch.setattr(cpu, "BLOCK", 2000)
+    """Blocks that end inside an image, with windows of both kinds, with a part of the heads; sums of threads."""
+    monkeypatch.setattr(cpu, "BLOCK", 5000)
     monkeypatch.setattr(cpu, "SMALL", 1)
     monkeypatch.setattr(parallel, "workers", lambda: 2)
     for name in ("swin shifted", "columns", "grid"):
         with use_backend(backend), nan_filled_empties():
             assert_accurate(*pair(name), *draw(name, batch=3))
+    for dtype in (torch.float32, torch.bfloat16):
+        with use_backend(backend), nan_filled_empties():
+            assert_accurate(*pair("63 tokens, shifted"), *draw("63 tokens, shifted", dtype, heads=3))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -145,6 +148,21 @@ def test_an_image_that_is_one_window_is_dense_attention():
     dense = attention(*(x.flatten(1, 2) for x in (q, k, v))).view_as(q)
     torch.testing.assert_close(reference.window_attention(q, k, v, 6), dense)
     torch.testing.assert_close(reference.window_attention(q, k, v, 6, partition="grid"), dense)
+
+
+def test_stripes_are_attention_over_whole_rows_and_columns():
+    q, k, v = torch.randn(3, 2, 6, 5, 2, 4).double()
+    rows = [x.reshape(6, 10, 2, 4) for x in (q, k, v)]  # two rows each
+    want = attention(*rows).view_as(q)
+    torch.testing.assert_close(reference.window_attention(q, k, v, 2, partition="stripe_h"), want)
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    found = reference.window_attention(*turned, 2, partition="stripe_v").transpose(1, 2)
+    torch.testing.assert_close(found, want)
+
+
+def test_without_numba_torch_takes_over(monkeypatch):
+    monkeypatch.setattr(dispatch, "numba_installed", lambda: False)
+    assert choose("window_attention", device="cpu", dtype=torch.float32).backend == "cpu"
 
 
 def test_the_layout_lists_every_token_once():
