@@ -205,7 +205,9 @@ def _scan(
 ) -> tuple[Tensor, Tensor]:
     given = [x for x in (u, delta, A, B, C, D, z, delta_bias, initial_state) if x is not None]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in given) else u.dtype
-    backend = choose("selective_scan", device=u.device.type, dtype=dtype).backend
+    # In words: torch.compile, for which sizes may be symbols, takes these for constants.
+    states = "many" if A.shape[1] > 256 else "few"
+    backend = choose("selective_scan", device=u.device.type, dtype=dtype, states=states).backend
     if backend == "reference":
         y, last = reference.selective_scan(
             u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus,

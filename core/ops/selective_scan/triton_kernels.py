@@ -15,9 +15,26 @@ import triton.language as tl
 
 
 @triton.jit
+def _exp(x):
+    """e^x as 2^n 2^r, n integer and |r| <= 1/2: tl.exp rounds x log2(e), which products of decays add up.
+
+    Below -87 zero, above 88 infinity.
+    """
+    z = tl.where(x < -87.0, -87.0, x)
+    z = tl.where(z > 88.0, 88.0, z)
+    shifted = z * 1.4426950408889634 + 12583039.0  # 3 * 2^22 + 127: the last bits are n + 127
+    n = shifted - 12583039.0
+    r = (z - n * 0.693359375) + n * 2.12194440e-4
+    power = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+    y = tl.exp2(r * 1.4426950408889634) * power
+    y = tl.where(x > 88.0, float("inf"), y)
+    return tl.where(x < -87.0, 0.0, y)
+
+
+@triton.jit
 def _softplus(x):
     """max(x, 0) + log1p(e), e = exp(-|x|), by the series of 2 atanh(s), s = e / (2 + e), 2 s = e - s e."""
-    e = tl.exp(-tl.abs(x))
+    e = _exp(-tl.abs(x))
     s = e / (2.0 + e)
     q = s * s
     p = q * (1 / 17) + 1 / 15
@@ -112,13 +129,13 @@ def forward_kernel(
         now = tl.load(u + t * u_row + channel, inside, other=0.0).to(tl.float32)
         bt = tl.load(b + t * b_row + state, real, other=0.0).to(tl.float32)
         ct = tl.load(c + t * c_row + state, real, other=0.0).to(tl.float32)
-        h = tl.exp(dt[None, :] * rate) * h + (dt * now)[None, :] * bt[:, None]
+        h = _exp(dt[None, :] * rate) * h + (dt * now)[None, :] * bt[:, None]
         out = tl.sum(h * ct[:, None], 0)
         if skip is not None:
             out += extra * now
         if z is not None:
             gate = tl.load(z + t * z_row + channel, inside, other=0.0).to(tl.float32)
-            out *= gate / (1.0 + tl.exp(-gate))
+            out *= gate / (1.0 + _exp(-gate))
         tl.store(y + t * d + channel, out.to(y.dtype.element_ty), inside)
     tl.store(last + states + corner, h, mask)
 
@@ -202,7 +219,7 @@ def backward_kernel(
             _, dt = _step_size(delta + t * delta_row, channel, shift, inside, SOFTPLUS)
             now = tl.load(u + t * u_row + channel, inside, other=0.0).to(tl.float32)
             bt = tl.load(b + t * b_row + state, real, other=0.0).to(tl.float32)
-            h = tl.exp(dt[None, :] * rate) * h + (dt * now)[None, :] * bt[:, None]
+            h = _exp(dt[None, :] * rate) * h + (dt * now)[None, :] * bt[:, None]
         tl.debug_barrier()  # the scratch is read as another thread may have written it
         for j in range(count):
             i = count - 1 - j
@@ -215,12 +232,12 @@ def backward_kernel(
             bt = tl.load(b + t * b_row + state, real, other=0.0).to(tl.float32)
             ct = tl.load(c + t * c_row + state, real, other=0.0).to(tl.float32)
             g = tl.load(dy + t * dy_row + channel, inside, other=0.0).to(tl.float32)
-            decay = tl.exp(dt[None, :] * rate)
+            decay = _exp(dt[None, :] * rate)
             x = dt * now
             h = decay * before + x[None, :] * bt[:, None]
             if z is not None:
                 gate = tl.load(z + t * z_row + channel, inside, other=0.0).to(tl.float32)
-                share = 1.0 / (1.0 + tl.exp(-gate))
+                share = 1.0 / (1.0 + _exp(-gate))
                 out = tl.sum(h * ct[:, None], 0)
                 if skip is not None:
                     out += extra * now
@@ -237,7 +254,7 @@ def backward_kernel(
             sum_a += (pull * dt[None, :]).to(tl.float64)
             slope = tl.sum(pull * rate, 0) + into * now
             if SOFTPLUS:
-                slope *= 1.0 / (1.0 + tl.exp(-raw))
+                slope *= 1.0 / (1.0 + _exp(-raw))
             tl.store(ddelta + t * d + channel, slope.to(ddelta.dtype.element_ty), inside)
             if dbias is not None:
                 sum_bias += slope.to(tl.float64)

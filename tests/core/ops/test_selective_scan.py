@@ -289,6 +289,10 @@ def test_dispatch():
     assert choose("selective_scan", device="cpu", dtype=torch.bfloat16).backend == "numba"
     assert choose("selective_scan", device="cpu", dtype=torch.float64).backend == "reference"
     assert choose("selective_scan", device="cuda", dtype=torch.float32).backend == "triton"
+    many = {"device": "cuda", "dtype": torch.float32, "states": "many"}
+    assert choose("selective_scan", **many).backend == "reference"
+    with use_backend("triton"), pytest.raises(UsageError, match="at most 256 states"):
+        choose("selective_scan", **many)
     with use_backend("numba"), pytest.raises(UsageError, match="float32"):
         calling(selective_scan)(*draw(1, 4, 2, 3, torch.float64))
 
