@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
     row: int
     frames: slice
-    index: int
+    part: int
 
 
 class Options(NamedTuple):
@@ -77,10 +77,10 @@ def forward(
     out, kept = make(v.shape), make(x.values.shape if keep else (0,))
 
     def run(group: Group, scratch: Tensor) -> None:
-        b, frames, index = group
+        b, frames, part = group
         weights = _scores(x, group, how).square_()
         attended = kept[b, frames] if keep else scratch[: frames.stop - frames.start]
-        torch.mm(weights, x.values[b, frames], out=attended).addmm_(x.lin_q[b, frames], sums[b, index])
+        torch.mm(weights, x.values[b, frames], out=attended).addmm_(x.lin_q[b, frames], sums[b, part])
         how.gates(attended, x.values[b, frames], out[b, frames])
 
     size = 0 if keep else min(group_size, v.shape[1])
@@ -125,7 +125,7 @@ def backward(
     turned = sums.transpose(2, 3).contiguous()  # a faster factor than a transposed view
 
     def within(group: Group, worker: int) -> None:
-        b, frames, index = group
+        b, frames, part = group
         values, dx = x.values[b, frames], grads.values[b, frames]
         pull = scratch[worker][: frames.stop - frames.start]
         how.pull_gates(dy[b, frames].float(), values, kept[b, frames], dx, pull)
@@ -134,8 +134,8 @@ def backward(
         scores = torch.mm(pull, values.t()).mul_(root).mul_(2 / group_size)
         torch.mm(scores, x.quad_k[b, frames], out=grads.quad_q[b, frames])
         torch.mm(scores.t(), x.quad_q[b, frames], out=grads.quad_k[b, frames])
-        torch.mm(pull, turned[b, index], out=grads.lin_q[b, frames])
-        shares[worker % len(shares)][b, index].addmm_(x.lin_q[b, frames].t(), pull)
+        torch.mm(pull, turned[b, part], out=grads.lin_q[b, frames])
+        shares[worker % len(shares)][b, part].addmm_(x.lin_q[b, frames].t(), pull)
 
     _each(groups, within, range(count))
     total = _scale(sum(shares[1:], shares[0]), how, v.shape[1])
@@ -144,9 +144,9 @@ def backward(
     turned_total = total.transpose(2, 3).contiguous()
 
     def across(group: Group, _: int) -> None:
-        b, frames, index = group
-        torch.mm(x.values[b, frames], turned_total[b, index], out=grads.lin_k[b, frames])
-        grads.values[b, frames].addmm_(x.lin_k[b, frames], total[b, index])
+        b, frames, part = group
+        torch.mm(x.values[b, frames], turned_total[b, part], out=grads.lin_k[b, frames])
+        grads.values[b, frames].addmm_(x.lin_k[b, frames], total[b, part])
 
     _each(groups, across, range(count))
     if mask is not None:
@@ -197,13 +197,13 @@ def _sums(x: Inputs, how: Options) -> Tensor:
     """lin_k^T x over all frames, or, where causal, over the groups before each."""
     batch, frames, dim = x.values.shape
     groups = _groups(x.values, how.lengths, how.group_size, how.causal)
-    index = -(-frames // how.group_size) if how.causal else 1
+    parts = -(-frames // how.group_size) if how.causal else 1
     count = 1 if how.causal else parallel.workers()
-    shares = [torch.zeros(batch, index, x.lin_k.shape[2], dim) for _ in range(count)]
+    shares = [torch.zeros(batch, parts, x.lin_k.shape[2], dim) for _ in range(count)]
 
     def add(group: Group, worker: int) -> None:
-        b, part, index = group
-        shares[worker % count][b, index].addmm_(x.lin_k[b, part].t(), x.values[b, part])
+        b, stretch, part = group
+        shares[worker % count][b, part].addmm_(x.lin_k[b, stretch].t(), x.values[b, stretch])
 
     _each(groups, add, range(parallel.workers()))
     sums = sum(shares[1:], shares[0])

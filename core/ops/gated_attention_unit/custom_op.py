@@ -44,11 +44,10 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, frames, dim = v.shape
     count = -(-frames // group_size) if causal else 1
-    single = {"dtype": torch.float32, "device": v.device}
     return (
         torch.empty(v.shape, dtype=v.dtype, device=v.device),
-        torch.empty(batch, frames, 2 * dim, **single),
-        torch.empty(batch, count, lin_k.shape[2], 2 * dim, **single),
+        torch.empty(batch, frames, 2 * dim, dtype=torch.float32, device=v.device),
+        torch.empty(batch, count, lin_k.shape[2], 2 * dim, dtype=torch.float32, device=v.device),
     )
 
 

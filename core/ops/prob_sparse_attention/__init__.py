@@ -10,9 +10,12 @@ from torch import Tensor
 
 from manyheads.core.dispatch import choose
 from manyheads.core.ops.prob_sparse_attention import dense, reference
+from manyheads.core.ops.prob_sparse_attention.custom_op import prob_sparse_attention_op
 from manyheads.core.ops.prob_sparse_attention.reference import share
 
 __all__ = ["draw_keys", "prob_sparse_attention"]
+
+OP = "prob_sparse_attention"
 
 
 def prob_sparse_attention(
@@ -68,16 +71,18 @@ def prob_sparse_attention(
     """
     _check(q, k, v, factor, index_sample, count)
     if causal and q.shape[1] != k.shape[1]:
-        raise ValueError(
-            f"prob_sparse_attention: causal needs as many queries as keys, not {q.shape[1]} and {k.shape[1]}"
-        )
+        raise ValueError(f"{OP}: causal needs as many queries as keys, not {q.shape[1]} and {k.shape[1]}")
     if union and q.shape[2] != 1:
-        raise ValueError(f"prob_sparse_attention: union is of one head, and q has {q.shape[2]}")
+        raise ValueError(f"{OP}: union is of one head, and q has {q.shape[2]}")
     if sample and index_sample is None:
         index_sample = draw_keys(q.shape[1], k.shape[1], factor, generator=generator)
     if index_sample is not None:
         index_sample = index_sample.to(q.device)
-    backend = choose("prob_sparse_attention", device=q.device.type, dtype=q.dtype).backend
+    backend = choose(OP, device=q.device.type, dtype=q.dtype, union=union).backend
+    if backend == "cpu":
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        chosen = share(factor, q.shape[1]) if count is None else count
+        return prob_sparse_attention_op(q, k, v, index_sample, scale, causal, chosen)[0]
     run = reference.prob_sparse_attention if backend == "reference" else dense.prob_sparse_attention
     return run(
         q, k, v, factor, causal=causal, scale=scale, index_sample=index_sample, sample=sample, count=count,
@@ -99,25 +104,24 @@ def draw_keys(queries: int, keys: int, factor: float, *, generator: torch.Genera
 def _check(
     q: Tensor, k: Tensor, v: Tensor, factor: float, index_sample: Tensor | None, count: int | None
 ) -> None:
-    op = "prob_sparse_attention"
     if not q.is_floating_point() or q.dtype != k.dtype or q.dtype != v.dtype:
-        raise TypeError(f"{op}: q, k and v must have one floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
+        raise TypeError(f"{OP}: q, k and v must have one floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
     if q.ndim != 4 or 0 in q.shape[1:]:
-        raise ValueError(f"{op}: q must be [B, Lq, H, D], Lq, H and D > 0, not {tuple(q.shape)}")
+        raise ValueError(f"{OP}: q must be [B, Lq, H, D], Lq, H and D > 0, not {tuple(q.shape)}")
     if k.ndim != 4 or k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:] or k.shape[1] == 0:
         wanted = f"[{q.shape[0]}, Lk, {q.shape[2]}, {q.shape[3]}] with Lk > 0"
-        raise ValueError(f"{op}: k must be {wanted}, not {tuple(k.shape)}")
+        raise ValueError(f"{OP}: k must be {wanted}, not {tuple(k.shape)}")
     if v.shape != k.shape:
-        raise ValueError(f"{op}: v must have k's shape {tuple(k.shape)}, not {tuple(v.shape)}")
+        raise ValueError(f"{OP}: v must have k's shape {tuple(k.shape)}, not {tuple(v.shape)}")
     if not factor > 0:
-        raise ValueError(f"{op}: factor must be positive, not {factor}")
+        raise ValueError(f"{OP}: factor must be positive, not {factor}")
     if count is not None and not 0 <= count <= q.shape[1]:
-        raise ValueError(f"{op}: count must be in 0..{q.shape[1]}, not {count}")
+        raise ValueError(f"{OP}: count must be in 0..{q.shape[1]}, not {count}")
     if index_sample is None:
         return
     if index_sample.dtype != torch.int64:
-        raise TypeError(f"{op}: index_sample must be int64, not {index_sample.dtype}")
+        raise TypeError(f"{OP}: index_sample must be int64, not {index_sample.dtype}")
     if index_sample.ndim != 2 or index_sample.shape[0] != q.shape[1] or index_sample.shape[1] == 0:
         raise ValueError(
-            f"{op}: index_sample must be [{q.shape[1]}, U] with U > 0, not {tuple(index_sample.shape)}"
+            f"{OP}: index_sample must be [{q.shape[1]}, U] with U > 0, not {tuple(index_sample.shape)}"
         )

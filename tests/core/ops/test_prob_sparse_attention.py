@@ -10,8 +10,17 @@ from torch import Tensor
 
 from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.ops.attention import attention
-from manyheads.core.ops.prob_sparse_attention import dense, draw_keys, prob_sparse_attention, reference
-from manyheads.core.testing import assert_accurate, check_gradients, nan_filled_empties
+from manyheads.core.ops.prob_sparse_attention import (
+    cpu,
+    custom_op,
+    dense,
+    draw_keys,
+    prob_sparse_attention,
+    reference,
+)
+from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
+
+BACKENDS = ["cpu", "torch"]
 
 
 def inputs(batch: int, queries: int, keys: int, heads: int = 3, dim: int = 8, seed: int = 0) -> list[Tensor]:
@@ -27,12 +36,14 @@ def pair(factor: float, **options):
     )
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize(
     "case", ["a_unmasked", "a_masked", "a_cross", "tsl_a_cross", "tsl_a_masked", "tsl_a_onehead"]
 )
 def test_golden(golden, case, backend):
     dialect, _, name = case.rpartition("a_")
+    if name == "onehead" and backend == "cpu":
+        backend = "torch"  # its samples are independent of each other
     recorded = golden("timeseries", f"{dialect}probattention_a_{name}")
     given = recorded.inputs()
     q, k, v = (given[key] for key in ("queries", "keys", "values"))
@@ -54,6 +65,7 @@ def test_golden(golden, case, backend):
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sample", [True, False])
 @pytest.mark.parametrize(
     ("queries", "keys", "causal"),
@@ -67,20 +79,22 @@ def test_golden(golden, case, backend):
         (197, 197, True),
     ],
 )
-def test_float64_rule(queries, keys, causal, sample):
+def test_float64_rule(queries, keys, causal, sample, backend):
     index = draw_keys(queries, keys, 2, generator=torch.Generator().manual_seed(1)) if sample else None
     options = {"causal": causal, "index_sample": index, "sample": sample}
-    with nan_filled_empties():
+    with use_backend(backend, op="prob_sparse_attention"), nan_filled_empties():
         assert_accurate(*pair(2, **options), *inputs(2, queries, keys))
         assert_accurate(*pair(2, **options, count=1, scale=0.3), *inputs(2, queries, keys))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("causal", [False, True])
-def test_float64_rule_in_half_precision(causal, dtype):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float64_rule_in_half_precision(causal, dtype, backend):
     q, k, v = (x.detach().to(dtype).requires_grad_() for x in inputs(2, 63, 63))
     index = draw_keys(63, 63, 2)
-    assert_accurate(*pair(2, causal=causal, index_sample=index), q, k, v)
+    with use_backend(backend, op="prob_sparse_attention"):
+        assert_accurate(*pair(2, causal=causal, index_sample=index), q, k, v)
     assert prob_sparse_attention(q, k, v, 2).dtype == dtype
 
 
@@ -94,6 +108,18 @@ def test_measure_in_parts(monkeypatch, most, sample):
     products = torch.einsum("blhd,bluhd->bhlu", q, k[:, index])
     wanted = products.amax(-1) - products.sum(-1) / 17
     torch.testing.assert_close(dense.measure(q, k, index if sample else None), wanted)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_strips(monkeypatch, causal):
+    """Samples whose products are too many to keep give the same."""
+    given = inputs(2, 40, 40)
+    options = {"causal": causal, "index_sample": draw_keys(40, 40, 2)}
+    wanted = prob_sparse_attention(*given, 2, **options)
+    monkeypatch.setattr(cpu, "_PRODUCTS", 700)
+    torch.testing.assert_close(prob_sparse_attention(*given, 2, **options), wanted)
+    assert_accurate(*pair(2, **options), *given)
+    assert_accurate(*pair(2, causal=causal, sample=False), *given)
 
 
 def test_all_queries_is_dense_attention():
@@ -161,8 +187,22 @@ def test_compiles_without_a_graph_break(causal):
     torch.testing.assert_close(found, wanted)
 
 
+def test_opcheck():
+    q, k, v = inputs(2, 9, 9)
+    index = draw_keys(9, 9, 1)
+    for causal in (False, True):
+        check_op(custom_op.prob_sparse_attention_op, (q, k, v, index, 0.5, causal, 3))
+        _, chosen, weights = custom_op.prob_sparse_attention_op(q, k, v, None, 0.5, causal, 3)
+        plain = [x.detach() for x in (q, q, k, v, chosen, weights)]
+        check_op(custom_op.prob_sparse_attention_backward, (*plain, 0.5, causal))
+
+
 def test_dispatch():
-    assert choose("prob_sparse_attention", device="cpu", dtype=torch.float32).backend == "torch"
+    def chosen(**call):
+        return choose("prob_sparse_attention", **({"device": "cpu", "dtype": torch.float32} | call)).backend
+
+    assert [chosen(), chosen(dtype=torch.bfloat16)] == ["cpu", "cpu"]
+    assert [chosen(dtype=torch.float64), chosen(device="cuda"), chosen(union=True)] == ["torch"] * 3
 
 
 def test_refusals():
