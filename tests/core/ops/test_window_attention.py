@@ -67,7 +67,7 @@ def test_float64_rule(backend, dtype, name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_blocks_and_threads(backend, monkeypatch):
-    """Blocks that end inside an image, with windows of both kinds, with a part of the heads; sums of threads."""
+    """Blocks that end inside an image, windows of both kinds, parts of the heads; sums of threads."""
     monkeypatch.setattr(cpu, "BLOCK", 5000)
     monkeypatch.setattr(cpu, "SMALL", 1)
     monkeypatch.setattr(parallel, "workers", lambda: 2)
