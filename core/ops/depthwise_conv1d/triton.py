@@ -22,7 +22,7 @@ from manyheads.core.ops.depthwise_conv1d.triton_kernels import (
     short_backward_kernel,
 )
 
-# Up to this width the gradient before SiLU is recomputed at each shift, one program for all taps.
+# Up to this width the gradient before SiLU is recomputed at each shift, and one kernel does it all.
 _SHORT = 4
 # Taps that are loaded before the first one is needed.
 _GROUP = 4
@@ -103,8 +103,8 @@ def backward(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     given, dz = _given(x, weight, bias, past, cu_seqlens, left), _dense(dy)
     total = torch.empty(taps + 1, x.shape[2], dtype=torch.float32, device=x.device)
-    if taps <= _SHORT:
-        shares = _short(given, dz, dx, silu, vectors)
+    if silu and taps <= _SHORT:
+        shares = _short(given, dz, dx, vectors)
     else:
         if silu:
             before = torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -161,7 +161,7 @@ def _convolve(given: _Given, dy: Tensor | None, y: Tensor, silu: bool) -> None:
     )
 
 
-def _short(given: _Given, dy: Tensor, dx: Tensor, silu: bool, vectors: bool) -> Tensor | None:
+def _short(given: _Given, dy: Tensor, dx: Tensor, vectors: bool) -> Tensor | None:
     x, taps = given.x, given.weight.shape[1]
     config, count, blocks, programs = _walk(x, 1, short=True)
     shares = None
@@ -186,7 +186,6 @@ def _short(given: _Given, dy: Tensor, dx: Tensor, silu: bool, vectors: bool) -> 
         x.stride(1),
         dy.stride(0),
         dy.stride(1),
-        SILU=silu,
         ROWS=config.rows,
         BLOCK=config.block,
         GROUP=_GROUP,
@@ -281,18 +280,13 @@ def aot_variants() -> list[Variant]:
         group = {"GROUP": _GROUP}
         found.append(_variant(forward_kernel, config, *common, {"SILU": True} | group, "forward"))
         found.append(_variant(share_kernel, config, *common, {}, "fp32 dz", dz="fp32"))
-        found.append(
-            _variant(short_backward_kernel, _SHORT_TABLE[key], *common, {"SILU": True} | group, "backward")
-        )
+        found.append(_variant(short_backward_kernel, _SHORT_TABLE[key], *common, group, "backward"))
         slow = (*common[:4], True)
         found.append(_variant(forward_kernel, config, *slow, {"SILU": True} | group, "dz", dz="fp32"))
+        if dtype == "bf16":
+            found.append(_variant(share_kernel, config, *slow, {}, "dz"))
         if form == "plain":
             found.append(_variant(forward_kernel, config, *slow, {"SILU": False} | group, "forward"))
-            found.append(
-                _variant(short_backward_kernel, _SHORT_TABLE[key], *slow, {"SILU": False} | group, "backward")
-            )
-            if dtype == "bf16":
-                found.append(_variant(share_kernel, config, *slow, {}, "dz"))
         else:
             state = Config(_PAST_ROWS, config.block, _PAST_WARPS)
             found.append(_variant(past_kernel, state, *common, {"SILU": True} | group, "state"))

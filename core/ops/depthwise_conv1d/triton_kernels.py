@@ -163,7 +163,6 @@ def short_backward_kernel(
     x_row,
     dy_batch,
     dy_row,
-    SILU: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -196,25 +195,24 @@ def short_backward_kernel(
             seen = wanted & (t >= start) & (t < end)
             g = tl.load(there + (t[:, None] * dy_row + col[None, :]), seen[:, None] & channel, other=0.0)
             g = g.to(tl.float32)
-            if SILU:
-                z = _correlate(
-                    here,
-                    past,
-                    weight,
-                    bias,
-                    t,
-                    sequence,
-                    start,
-                    end,
-                    seen,
-                    col,
-                    x_row,
-                    d,
-                    taps,
-                    left,
-                    GROUP,
-                )
-                g = tl.where(seen[:, None] & channel, g * _slope(z), 0.0)
+            z = _correlate(
+                here,
+                past,
+                weight,
+                bias,
+                t,
+                sequence,
+                start,
+                end,
+                seen,
+                col,
+                x_row,
+                d,
+                taps,
+                left,
+                GROUP,
+            )
+            g = tl.where(seen[:, None] & channel, g * _slope(z), 0.0)
             w = tl.load(weight + col * taps + j, col < d, other=0.0).to(tl.float32)
             pulled += w[None, :] * g
             own = tl.where(j == left, g, own)  # at no shift: the rows' own
