@@ -106,8 +106,20 @@ def depthwise_conv1d(
         >>> next_y, state = depthwise_conv1d_step(token, state, weight, activation="silu")
     """
     _check(x, weight, bias, causal, activation, initial_state, return_state, cu_seqlens)
-    given = [t for t in (x, weight, bias, initial_state) if t is not None]
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    return _run(x, weight, bias, initial_state, cu_seqlens, causal, reverse, activation, return_state)
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    causal: bool,
+    reverse: bool,
+    activation: str | None,
+    return_state: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
     backend = choose("depthwise_conv1d", device=x.device.type, dtype=x.dtype).backend
     if backend == "reference" or not x.numel():
         return reference.depthwise_conv1d(
@@ -122,7 +134,7 @@ def depthwise_conv1d(
             cu_seqlens=cu_seqlens,
         )
     past = None if initial_state is None else initial_state.to(x.dtype).transpose(1, 2)  # [B, W - 1, D]
-    y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu", backend, learns)
+    y = _forward(x, weight, bias, past, cu_seqlens, causal, reverse, activation == "silu", backend)
     if not return_state:
         return y
     return y, _last(x, past, weight.shape[1] - 1, reverse, cu_seqlens).transpose(1, 2).contiguous()
@@ -138,7 +150,6 @@ def _forward(
     reverse: bool,
     silu: bool,
     backend: str,
-    learns: bool,
 ) -> Tensor:
     width = weight.shape[1]
     left = width - 1 if causal else (width - 1) // 2
@@ -147,6 +158,7 @@ def _forward(
             past = past.flip(1)
         left, weight = width - 1 - left, weight.flip(1)
     given = (x, weight, bias, past, cu_seqlens, left, silu)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:4])
     if learns or backend == "triton" or torch.compiler.is_compiling():
         return custom_op.convolve(*given, backend)
     if backend == "cpu":  # without gradients it needs no op around it
