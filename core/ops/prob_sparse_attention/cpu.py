@@ -30,16 +30,17 @@ def forward(
     out = torch.empty(q.shape, dtype=v.dtype)
     chosen = torch.empty(batch, heads, count, dtype=torch.int64)
     weights = torch.empty(batch, heads, count, k.shape[1])
+    picks = None if index_sample is None else index_sample.t().contiguous()  # [U, Lq]
 
     def sample(b: int) -> None:
         queries, keys, values = (x[b].transpose(0, 1).float() for x in (q, k, v))  # [H, L, D]
         products = _products(queries, keys)
         if products is None:
-            measures = [_measure(*strip, keys) for strip in _strips(queries, keys, index_sample)]
+            measures = [_measure(*strip, keys) for strip in _strips(queries, keys, picks)]
             best = torch.cat(measures, 1).topk(count, sorted=False).indices
             scores = torch.bmm(_rows(queries, best), keys.transpose(1, 2))
         else:
-            best = _stand_out(products, index_sample).topk(count, sorted=False).indices
+            best = _stand_out(products, picks).topk(count, sorted=False).indices
             scores = _rows(products, best)
         scores.mul_(scale)
         if causal:
@@ -93,26 +94,25 @@ def _products(queries: Tensor, keys: Tensor) -> Tensor | None:
     return torch.bmm(queries, keys.transpose(1, 2))
 
 
-def _strips(queries: Tensor, keys: Tensor, index_sample: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+def _strips(queries: Tensor, keys: Tensor, picks: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
     """Queries, and which keys they look at, few enough at a time."""
     rows = max(1, _PRODUCTS // (keys.shape[0] * keys.shape[1]))
-    starts = range(0, queries.shape[1], rows)
-    return [
-        (queries[:, i : i + rows], None if index_sample is None else index_sample[i : i + rows])
-        for i in starts
-    ]
+    parts = [slice(i, i + rows) for i in range(0, queries.shape[1], rows)]
+    return [(queries[:, part], None if picks is None else picks[:, part]) for part in parts]
 
 
-def _measure(queries: Tensor, index_sample: Tensor | None, keys: Tensor) -> Tensor:
-    return _stand_out(torch.bmm(queries, keys.transpose(1, 2)), index_sample)
+def _measure(queries: Tensor, picks: Tensor | None, keys: Tensor) -> Tensor:
+    return _stand_out(torch.bmm(queries, keys.transpose(1, 2)), picks)
 
 
-def _stand_out(products: Tensor, index_sample: Tensor | None) -> Tensor:
+def _stand_out(products: Tensor, picks: Tensor | None) -> Tensor:
     """Each query's largest sampled product less the sampled ones' sum over the number of keys, `[H, l]`."""
     keys = products.shape[2]
-    if index_sample is not None:
-        products = products.gather(2, index_sample.expand(len(products), -1, -1))
-    return products.amax(-1) - products.sum(-1) / keys
+    if picks is None:
+        return products.amax(2) - products.sum(2) / keys
+    # Samples before queries: torch reduces the outer axis several times as fast as a short inner one.
+    products = products.transpose(1, 2).gather(1, picks.expand(len(products), -1, -1))  # [H, U, l]
+    return products.amax(1) - products.sum(1) / keys
 
 
 def _rows(x: Tensor, best: Tensor) -> Tensor:
