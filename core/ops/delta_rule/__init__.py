@@ -100,7 +100,7 @@ def delta_rule(
     """
     _check("delta_rule", q, k, v, beta, log_decay)
     check_states("delta_rule", q, k, v, initial_state, cu_seqlens)
-    size = "wide" if max(q.shape[3], v.shape[3]) > 128 else "usual"
+    size = "wide" if q.shape[3] > 64 else "usual"
     channels = beta.dim() == 4
     backend = choose("delta_rule", device=q.device.type, dtype=q.dtype, channels=channels, size=size).backend
     if backend == "reference" or not v.numel() or not q.numel():

@@ -253,6 +253,8 @@ def test_dispatch():
 
     assert chosen() == chosen(dtype=torch.bfloat16) == "cpu"
     assert chosen(dtype=torch.float64) == chosen(channels=True) == "reference"
+    assert chosen(device="cuda") == "triton"
+    assert chosen(device="cuda", size="wide") == chosen(device="cuda", channels=True) == "reference"
 
 
 def test_errors():
