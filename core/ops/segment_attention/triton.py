@@ -15,7 +15,7 @@ from manyheads.core.ops.segment_attention.triton_kernels import forward_kernel, 
 
 MAX_DIM = 128
 _WARPS = 4
-_TILE = 1024  # numbers of a block of nodes, eight a thread
+_TILE = 512  # numbers of a block of nodes, four a thread: with twice as many, odd strides spill
 _DIMS = (8, 16, 32, 64, 128)
 
 Options = tuple[float, float, float]  # scale, clamp (infinite where there is none), eps
@@ -94,7 +94,7 @@ def tile(d: int) -> tuple[int, int]:
 
     Example:
         >>> tile(10)
-        (16, 64)
+        (16, 32)
     """
     block = max(_DIMS[0], triton.next_power_of_2(d))
     return block, _TILE // block
