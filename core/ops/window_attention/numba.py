@@ -36,11 +36,14 @@ class NumbaSteps:
         found = [block.of(x) for x in images]
         index, width = self.index[block.windows], self.where.width
         if len(found) == 3 and len({x.stride() for x in found}) == 1:
-            parts = [_memory(x) for x in found] + list(found[0].stride()[:3])
-            numba_kernels.take_three(*parts, index, width, *(x.numpy() for x in outs))
+            q, k, v = (_memory(x) for x in found)
+            down, right, head, _ = found[0].stride()
+            out_q, out_k, out_v = (out.numpy() for out in outs)
+            numba_kernels.take_three(q, k, v, down, right, head, index, width, out_q, out_k, out_v)
             return
-        for x, out in zip(found, outs, strict=True):
-            numba_kernels.take(_memory(x), *x.stride()[:3], index, width, out.numpy())
+        for image, out in zip(found, outs, strict=True):
+            down, right, head, _ = image.stride()
+            numba_kernels.take(_memory(image), down, right, head, index, width, out.numpy())
 
     def put(self, x: Tensor, block: Block, out: Tensor) -> None:
         """As `cpu.Steps.put`."""
