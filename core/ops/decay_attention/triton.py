@@ -34,19 +34,35 @@ class Config:
 
 # By kernel, gate and bytes of an element: the largest blocks tried that spill no registers.
 CONFIGS = {
-    ("states", "scalar", 2): Config(64, 64, 4),
-    ("states", "vector", 2): Config(64, 64, 4),
-    ("outputs", "scalar", 2): Config(64, 64, 4),
+    ("states", "scalar", 2): Config(64, 32, 8),
+    ("states", "vector", 2): Config(64, 32, 8),
+    ("outputs", "scalar", 2): Config(64, 64, 8),
     ("outputs", "vector", 2): Config(64, 64, 4),
-    ("gradients", "scalar", 2): Config(64, 32, 8),
-    ("gradients", "vector", 2): Config(64, 32, 4),
-    ("states", "scalar", 4): Config(32, 32, 4),
-    ("states", "vector", 4): Config(32, 32, 4),
+    ("gradients", "scalar", 2): Config(32, 32, 8),
+    ("gradients", "vector", 2): Config(32, 32, 4),
+    ("states", "scalar", 4): Config(32, 32, 8),
+    ("states", "vector", 4): Config(32, 32, 8),
     ("outputs", "scalar", 4): Config(16, 32, 8),
     ("outputs", "vector", 4): Config(32, 32, 4),
-    ("gradients", "scalar", 4): Config(32, 16, 8),
+    ("gradients", "scalar", 4): Config(16, 16, 16),
     ("gradients", "vector", 4): Config(32, 32, 4),
+    ("gradients", "none", 4): Config(16, 16, 8),
 }
+# Where sm_80 needs smaller blocks.
+_SMALLER = {
+    ("states", "scalar", 2): Config(32, 32, 8),
+    ("outputs", "scalar", 2): Config(32, 64, 8),
+    ("gradients", "scalar", 2): Config(32, 16, 8),
+    ("gradients", "scalar", 4): Config(16, 16, 8),
+}
+
+
+def config(kernel: str, gate: str, size: int, arch: int) -> Config:
+    """The launch of a kernel for elements of so many bytes on a compute capability."""
+    key = (kernel, gate, size)
+    if key not in CONFIGS:  # without decays as with scalar ones
+        key = (kernel, "scalar", size)
+    return _SMALLER.get(key, CONFIGS[key]) if arch < 90 else CONFIGS[key]
 
 
 @dataclass(frozen=True)
@@ -97,12 +113,19 @@ def _gate(log_decay: Tensor | None) -> str:
 
 def _blocks(kernel: str, gate: str, x: Tensor, K: int, V: int) -> tuple[int, int, dict[str, Any]]:
     """Blocks of keys and values, and the launch's options."""
-    config = CONFIGS[kernel, "vector" if gate == "vector" else "scalar", x.element_size()]
+    row = config(kernel, gate, x.element_size(), _arch(x))
     keys, values = (
-        min(most, max(16, triton.next_power_of_2(n))) for most, n in ((config.keys, K), (config.values, V))
+        min(most, max(16, triton.next_power_of_2(n))) for most, n in ((row.keys, K), (row.values, V))
     )
-    options = {"BLOCK_K": keys, "BLOCK_V": values, "num_warps": config.warps, "num_stages": 2}
+    options = {"BLOCK_K": keys, "BLOCK_V": values, "num_warps": row.warps, "num_stages": 2}
     return triton.cdiv(K, keys), triton.cdiv(V, values), options
+
+
+def _arch(x: Tensor) -> int:
+    if not x.is_cuda:
+        return 90  # the interpreter
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
@@ -227,7 +250,8 @@ def aot_variants() -> list[Variant]:
         ARCHITECTURES, passes, ("scalar", "vector", "none"), ("fp16", "fp32")
     ):
         for aligned, narrow in ((True, False), (False, False), (True, True)):
-            if narrow and gate == "none":
+            row = config(kernel, gate, 2 if dtype == "fp16" else 4, arch)
+            if narrow and (gate == "none" or row.keys == row.values == 16):
                 continue
             quick = dtype == "fp16" and gate == "scalar" and aligned and not narrow
             quick |= kernel == "gradients" and dtype == "fp16" and gate == "vector" and aligned and not narrow
@@ -239,9 +263,9 @@ def _variant(
     kernel: str, gate: str, dtype: str, arch: int, back: bool, aligned: bool, narrow: bool, slow: bool
 ) -> Variant:
     function = {"states": states_kernel, "outputs": outputs_kernel, "gradients": gradients_kernel}[kernel]
-    config = CONFIGS[kernel, "vector" if gate == "vector" else "scalar", 2 if dtype == "fp16" else 4]
+    row = config(kernel, gate, 2 if dtype == "fp16" else 4, arch)
     size = 16 if gate == "vector" else 64
-    keys, values = (16, 16) if narrow else (config.keys, config.values)
+    keys, values = (16, 16) if narrow else (row.keys, row.values)
     constants: dict[str, bool | int | str | None] = {
         "GATE": gate, "C": size, "BLOCK_K": keys, "BLOCK_V": values,
     }  # fmt: skip
@@ -268,7 +292,7 @@ def _variant(
         arch=arch,
         label=f"{dtype} {gate} {'back' if back else 'ahead'} {size}: {keys}x{values}",
         divisible=(*own, *gated, "K", "V") if aligned else (),
-        num_warps=config.warps,
+        num_warps=row.warps,
         num_stages=2,
         tensor_cores=dtype == "fp16",
         slow=slow,

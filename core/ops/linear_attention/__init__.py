@@ -113,9 +113,10 @@ def linear_attention(
         torch.Size([2, 100, 4, 16])
     """
     _check(q, k, v, causal, feature_map, normalize, initial_state, cu_seqlens, return_state)
-    backend = choose(
-        "linear_attention", device=q.device.type, dtype=q.dtype, causal=causal, **features(q, v, None)
-    ).backend
+    few = q.shape[1] * k.shape[1] * (q.shape[3] + v.shape[3])
+    length = "short" if few <= (q.shape[1] + k.shape[1]) * q.shape[3] * v.shape[3] else "usual"
+    about = features(q, v, None) | {"causal": causal, "length": length}
+    backend = choose("linear_attention", device=q.device.type, dtype=q.dtype, **about).backend
     if backend == "reference":
         return reference.linear_attention(
             q, k, v, causal=causal, feature_map=feature_map, normalize=normalize, scale=scale, eps=eps,
