@@ -19,7 +19,7 @@ from manyheads.core.ops.selective_scan.triton_kernels import backward_kernel, fo
 # States (rounded up to a power of two, 8 at least) to the channels of a program and its warps. A thread holds
 # at most 32 states in the forward, 4 or 8 in the backward, whose tiles are many.
 _FORWARD = {8: (32, 1), 16: (32, 1), 32: (32, 1), 64: (16, 4), 128: (32, 8), 256: (16, 8)}
-_BACKWARD = {8: (32, 2), 16: (32, 4), 32: (16, 4), 64: (8, 8), 128: (4, 4), 256: (4, 8)}
+_BACKWARD = {8: (32, 2), 16: (32, 4), 32: (16, 4), 64: (8, 8), 128: (8, 8), 256: (4, 8)}
 
 
 def forward(x: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
