@@ -120,5 +120,5 @@ def layout(where: Geometry) -> Layout:
 def _axis(size: int, window: int, shift: int, grid: bool) -> Tensor:
     """Where the tokens of each window lie along an axis; size and more where they wrap around."""
     if grid:
-        return torch.arange(size).view(window, size // window).t()
-    return torch.arange(size).view(size // window, window) + shift
+        return torch.arange(size, device="cpu").view(window, size // window).t()
+    return torch.arange(size, device="cpu").view(size // window, window) + shift
