@@ -31,7 +31,7 @@ def forward(
 ) -> Tensor:
     """Return the output `[B, N, H, D]`; `top` are the rows of the global tokens."""
     out = torch.empty(q.shape, dtype=q.dtype)
-    cut = pieces(q.shape[1], window)
+    cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
     hidden, dead = _hidden(q, index, mask)
 
     def work(batch: int, heads: slice) -> None:
@@ -84,7 +84,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; rows of global tokens have none here."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    cut = pieces(q.shape[1], window)
+    cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
     hidden, dead = _hidden(q, index, mask)
     if index is not None:
         known = torch.zeros(q.shape[:2], dtype=torch.bool) if dead is None else dead.clone()

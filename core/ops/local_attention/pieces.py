@@ -79,13 +79,16 @@ class Piece:
         return flags[self.rows].view(self.count, self.size, 1)
 
 
-def pieces(tokens: int, window: int) -> list[Piece]:
-    """Cut the band: a piece of full blocks, and single blocks before and after with shorter strips."""
+def pieces(tokens: int, window: int, first: int = 0) -> list[Piece]:
+    """Cut the band: a piece of full blocks, and single blocks before and after with shorter strips.
+
+    The full blocks do not see the `first` keys: where only these are hidden, all add one matrix.
+    """
     size = max(32, min(128, window // 2))
     found, row = [], 0
     while row < tokens:
         count = (tokens - window - row) // size
-        if row >= window and count > 0:
+        if row >= window + first and count > 0:
             found.append(Piece(row, size, count, row - window, size + 2 * window, window))
             row += count * size
             continue

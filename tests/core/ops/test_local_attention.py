@@ -124,12 +124,14 @@ def test_any_strides(local_case):
             assert_accurate(case.op, case.reference, *inputs, None)
 
 
+@pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize(
     ("tokens", "window"), [(1, 0), (31, 64), (100, 0), (400, 64), (1000, 33), (197, 196)]
 )
-def test_pieces_cover_the_band(tokens, window):
+def test_pieces_cover_the_band(tokens, window, first):
     rows, seen = [], torch.zeros(tokens, tokens, dtype=torch.bool)
-    for piece in pieces(tokens, window):
+    for piece in pieces(tokens, window, first):
+        assert piece.count == 1 or piece.key >= first
         rows += range(tokens)[piece.rows]
         added = piece.added(None, torch.float32)
         for c in range(piece.count):
