@@ -117,8 +117,14 @@ def _blocks(kernel: str, gate: str, x: Tensor, K: int, V: int) -> tuple[int, int
     keys, values = (
         min(most, max(16, triton.next_power_of_2(n))) for most, n in ((row.keys, K), (row.values, V))
     )
-    options = {"BLOCK_K": keys, "BLOCK_V": values, "num_warps": row.warps, "num_stages": 2}
+    warps = _warps(kernel, row, keys, values)
+    options = {"BLOCK_K": keys, "BLOCK_V": values, "num_warps": warps, "num_stages": 2}
     return triton.cdiv(K, keys), triton.cdiv(V, values), options
+
+
+def _warps(kernel: str, row: Config, keys: int, values: int) -> int:
+    """Narrow states leave nothing to do for many warps."""
+    return min(row.warps, 4) if kernel == "states" and keys * values <= 256 else row.warps
 
 
 def _arch(x: Tensor) -> int:
@@ -292,7 +298,7 @@ def _variant(
         arch=arch,
         label=f"{dtype} {gate} {'back' if back else 'ahead'} {size}: {keys}x{values}",
         divisible=(*own, *gated, "K", "V") if aligned else (),
-        num_warps=row.warps,
+        num_warps=_warps(kernel, row, keys, values),
         num_stages=2,
         tensor_cores=dtype == "fp16",
         slow=slow,
