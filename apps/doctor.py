@@ -19,6 +19,7 @@ _SPECIAL: dict[str, tuple[tuple[str, dict[str, Feature]], ...]] = {
         ("sigmoid", {"kind": "sigmoid"}),
         ("post-scale", {"post_scale": True}),
     ),
+    "linear_attention": (("causal", {"causal": True}),),
 }
 _PACKAGES = ("torch", "triton", "numba", "lightning", "timm", "torch-geometric", "pyarrow", "safetensors")
 

@@ -158,7 +158,9 @@ def training(function: Callable[..., Tensor], *inputs: Tensor) -> Step:
     leaves = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
     wanted = [x for x in leaves if x.requires_grad]
     with torch.no_grad():
-        cotangent = torch.randn_like(function(*leaves))
+        out = function(*leaves)
+    drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))  # the same for ours and theirs
+    cotangent = drawn.to(out.device, out.dtype)
     return lambda: torch.autograd.grad(function(*leaves), wanted, cotangent)
 
 
