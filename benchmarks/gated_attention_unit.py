@@ -1,4 +1,4 @@
-"""The gated attention unit against the published composition: filled-up groups, a product a part and value."""
+"""The gated attention unit against the published composition: filled-up groups, one product for each part."""
 
 from __future__ import annotations
 
