@@ -68,7 +68,7 @@ def _forward_of(share: Share, cut: list[Piece], hidden: Tensor | None, out: Tens
     total = torch.logaddexp(lse, far.logsumexp(-1)).unsqueeze(-1)
     by_head = out.transpose(0, 1)
     by_head.mul_(lse.unsqueeze(-1).sub_(total).exp_())
-    by_head.add_(torch.bmm(far.sub_(total).exp_(), share.v_far))
+    by_head.baddbmm_(far.sub_(total).exp_(), share.v_far)
 
 
 def backward(

@@ -136,5 +136,5 @@ class Share:
         """Scores of the global keys, `[H, S, G]` of queries `[H, S, D]`, or of one head's `[C, S, D]`."""
         assert self.k_far is not None and self.index is not None
         key = self.k_far if head is None else self.k_far[head].expand(len(query), -1, -1)
-        found = torch.bmm(query, key.transpose(1, 2)).mul_(self.scale)
+        found = torch.bmm(key, query.transpose(1, 2)).mul_(self.scale).transpose(1, 2)
         return found.masked_fill_(self.index < 0, -math.inf)
