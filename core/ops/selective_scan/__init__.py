@@ -98,8 +98,7 @@ def selective_scan(
         A: Of the continuous system, negative where it decays.
         B, C: Of all channels, or with a group axis each of a share of them.
         reverse: Scan from the last step to the first.
-        initial_state: The state before the first step scanned (with `reverse`, after the last in time); zeros
-            if None.
+        initial_state: The state before the first step that is scanned; zeros if None.
         return_state: Return the state after the last step that is scanned, too.
         cu_seqlens: Where packed sequences begin and end along L, int32; then the batch is 1, and the states'
             first axis is the sequences'. On a GPU its values are not checked.
@@ -124,11 +123,7 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    options: dict[str, Any] = {
-        "cu_seqlens": cu_seqlens,
-        "delta_softplus": delta_softplus,
-        "reverse": reverse,
-    }
+    options: Any = {"cu_seqlens": cu_seqlens, "delta_softplus": delta_softplus, "reverse": reverse}
     if B.ndim == 4:
         found = [_scan(*group, **options) for group in _groups(*tensors)]
         y, last = torch.cat([part[0] for part in found], 2), torch.cat([part[1] for part in found], 1)
