@@ -19,21 +19,20 @@ import numpy as np
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 # Sums may be reordered and products fused, so that loops become vectors; NaN and infinities stay.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_OPTIONS = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
 
 
 def kernel(function: Kernel) -> Kernel:
     """Compile a loop over numpy arrays; its types are those of its first call."""
-    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder that could hold the cache
-        return numba.njit(**options)(function)
+        return numba.njit(**_OPTIONS)(function)
 
 
 def inline(function: Kernel) -> Kernel:
     """Compile a small function into the kernels that call it."""
-    return numba.njit(inline="always", nogil=True, fastmath=_FAST, error_model="numpy")(function)
+    return numba.njit(inline="always", **_OPTIONS)(function)
 
 
 @inline
