@@ -26,25 +26,31 @@ class Config(NamedTuple):
     keys: int = 0
 
 
-# By the padded width of the keys; each entry spills nothing, on either architecture.
+# By the padded width of the keys.
 _TABLE: dict[str, dict[int, Config]] = {
     "prepare_kernel": {16: Config(32, 4), 32: Config(32, 4), 64: Config(32, 8)},
-    "state_kernel": {16: Config(32, 4), 32: Config(32, 4), 64: Config(16, 8)},
+    "state_kernel": {16: Config(32, 4), 32: Config(16, 4), 64: Config(16, 8)},
     "output_kernel": dict.fromkeys(_DIMS, Config(32, 4)),
     "pull_output_kernel": dict.fromkeys(_DIMS, Config(32, 4)),
-    "pull_state_kernel": dict.fromkeys(_DIMS, Config(16, 4)),
+    "pull_state_kernel": {16: Config(16, 2), 32: Config(16, 8), 64: Config(16, 4)},
     "pair_kernel": dict.fromkeys(_DIMS, Config(32, 8, 32)),
-    "gradient_kernel": dict.fromkeys(_DIMS, Config(32, 8)),
+    "gradient_kernel": {16: Config(16, 8), 32: Config(16, 8), 64: Config(32, 8)},
 }
 
 
-# Where float32 inputs, whose products take no tensor cores, need another launch.
-_SINGLE = {("pull_state_kernel", 32): Config(16, 8), ("pull_state_kernel", 64): Config(16, 8)}
+# Exceptions, by (kernel, width, whether the inputs are float32, architecture): the first that spills nothing.
+_EXCEPTIONS = {
+    ("pull_state_kernel", 64, True, 90): Config(16, 8),
+    ("pull_state_kernel", 64, False, 80): Config(16, 8),
+    ("pull_state_kernel", 64, True, 80): Config(16, 16),
+    ("gradient_kernel", 32, True, 90): Config(16, 4),
+    ("gradient_kernel", 32, True, 80): Config(16, 4),
+}
 
 
-def config(kernel: str, block: int, single: bool) -> Config:
-    """How a kernel is launched for keys of padded width `block`, and inputs in float32 (single) or less."""
-    return _SINGLE.get((kernel, block), _TABLE[kernel][block]) if single else _TABLE[kernel][block]
+def config(kernel: str, block: int, single: bool, arch: int) -> Config:
+    """How a kernel is launched for keys of padded width `block` and inputs in float32 (single) or less."""
+    return _EXCEPTIONS.get((kernel, block, single, arch), _TABLE[kernel][block])
 
 
 # Kernels whose programs are for a block of value channels each.
@@ -166,7 +172,7 @@ def backward(
 def _run(kernel: Any, grid: tuple[int, ...], q: Tensor, key_dim: int, *arguments: Any) -> None:
     """Launch a kernel; a grid's last axis in channels becomes one in blocks of them."""
     block_k = max(_DIMS[0], triton.next_power_of_2(key_dim))
-    launch = config(kernel.__name__, block_k, q.dtype == torch.float32)
+    launch = config(kernel.__name__, block_k, q.dtype == torch.float32, _arch(q))
     if kernel.__name__ in _BY_VALUES:
         grid = (*grid[:-1], triton.cdiv(grid[-1], launch.block_v))
     kernel[grid](
@@ -178,6 +184,12 @@ def _run(kernel: Any, grid: tuple[int, ...], q: Tensor, key_dim: int, *arguments
         num_warps=launch.warps,
         num_stages=_STAGES,
     )
+
+
+def _arch(x: Tensor) -> int:
+    """The table's architecture for a tensor's device; the interpreter takes the newest."""
+    newest = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
+    return 90 if newest else 80
 
 
 def _precision(single: bool) -> str:
@@ -234,7 +246,7 @@ def _variant(
     name: str, arch: int, block: int, dtype: str, gated: bool, aligned: bool, backward_too: bool, slow: bool
 ) -> Variant:
     names = getattr(kernels, name).arg_names
-    launch = config(name, block, dtype == "fp32")
+    launch = config(name, block, dtype == "fp32", arch)
     sizes = [n for n in names if n.endswith(("_token", "_head", "_dim")) or n == "heads"]
     single = (
         "initial",
