@@ -77,9 +77,7 @@ def linear_attention(
     """Attend with weights `phi(q_i) phi(k_j)` in place of a softmax, in time linear in the length.
 
     Args:
-        q: Queries; fewer heads than the values' are shared by groups of them.
-        k: Keys; may be shared likewise.
-        v: Values.
+        q, k, v: Queries, keys, values; fewer heads of q or k are shared by groups of v's.
         causal: A step sees the keys up to its own.
         feature_map: phi, of queries and keys alike: "identity", "elu" (elu(x) + 1), "relu", "squared_relu" or
             "silu".
@@ -108,15 +106,10 @@ def linear_attention(
         Katharopoulos et al. 2020 (arXiv 2006.16236).
 
     Example:
-        >>> q = k = v = torch.randn(2, 100, 4, 16)
-        >>> linear_attention(q, k, v, causal=True, feature_map="elu").shape
-        torch.Size([2, 100, 4, 16])
+        >>> y = linear_attention(q, k, v, causal=True, feature_map="elu")
     """
     _check(q, k, v, causal, feature_map, normalize, initial_state, cu_seqlens, return_state)
-    few = q.shape[1] * k.shape[1] * (q.shape[3] + v.shape[3])
-    length = "short" if few <= (q.shape[1] + k.shape[1]) * q.shape[3] * v.shape[3] else "usual"
-    about = features(q, v, None) | {"causal": causal, "length": length}
-    backend = choose("linear_attention", device=q.device.type, dtype=q.dtype, **about).backend
+    backend = _backend(q, k, v, causal)
     if backend == "reference":
         return reference.linear_attention(
             q, k, v, causal=causal, feature_map=feature_map, normalize=normalize, scale=scale, eps=eps,
@@ -125,8 +118,8 @@ def linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not causal:
         return _everything(*prepare(q, k, v, feature_map), normalize, scale, eps).to(v.dtype)
-    out, state = _causal(q, k, v, feature_map, normalize, scale, eps, initial_state, cu_seqlens, backend)
-    return (out, state) if return_state else out
+    found = _causal(q, k, v, feature_map, normalize, scale, eps, initial_state, cu_seqlens, backend)
+    return found if return_state else found[0]
 
 
 def linear_attention_step(
@@ -162,6 +155,13 @@ def linear_attention_step(
     return reference.linear_attention_step(
         state, q, k, v, feature_map=feature_map, normalize=normalize, scale=scale, eps=eps
     )
+
+
+def _backend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
+    few = q.shape[1] * k.shape[1] * (q.shape[3] + v.shape[3])
+    length = "short" if few <= (q.shape[1] + k.shape[1]) * q.shape[3] * v.shape[3] else "usual"
+    about = features(q, v, None) | {"causal": causal, "length": length}
+    return choose("linear_attention", device=q.device.type, dtype=q.dtype, **about).backend
 
 
 def _everything(q: Tensor, k: Tensor, v: Tensor, normalize: bool, scale: float, eps: float) -> Tensor:
