@@ -5,13 +5,13 @@ README.md beside this file has the chunked form and its backward.
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
+from manyheads.core.ops import packed
 from manyheads.core.ops.decay_attention import reference
 from manyheads.core.ops.decay_attention.custom_op import decay_attention_op
 from manyheads.core.ops.decay_attention.reference import decay_attention_step as _step
@@ -240,15 +240,8 @@ def check_states(
     """Refuse an initial state, or bounds of packed sequences, that do not fit q, k and v."""
     sequences = q.shape[0]
     if cu_seqlens is not None:
-        if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or not len(cu_seqlens):
-            raise ValueError(
-                f"{op}: cu_seqlens must be int32 [S + 1], not {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
-            )
-        if q.shape[0] != 1:
-            raise ValueError(f"{op}: with cu_seqlens the batch must be 1, not {q.shape[0]}")
+        packed.check(op, cu_seqlens, q.shape[1], batch=q.shape[0])
         sequences = len(cu_seqlens) - 1
-        if not torch.compiler.is_compiling():
-            _check_bounds(op, cu_seqlens, q.shape[1])
     if initial_state is None:
         return
     shape = (sequences, v.shape[2], q.shape[3], v.shape[3])
@@ -258,9 +251,3 @@ def check_states(
         raise ValueError(f"{op}: the initial state must be {list(shape)}, not {list(initial_state.shape)}")
     if initial_state.device != q.device:
         raise ValueError(f"{op}: the initial state is on {initial_state.device}, q is on {q.device}")
-
-
-def _check_bounds(op: str, cu_seqlens: Tensor, length: int) -> None:
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != length or any(a > b for a, b in itertools.pairwise(bounds)):
-        raise ValueError(f"{op}: cu_seqlens must rise from 0 to {length}, not {bounds}")

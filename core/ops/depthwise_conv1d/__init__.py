@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
+from manyheads.core.ops import packed
 from manyheads.core.ops.depthwise_conv1d import cpu, custom_op, reference
 
 __all__ = ["depthwise_conv1d", "depthwise_conv1d_step"]
@@ -251,21 +252,8 @@ def _check(
     if not causal and (state is not None or return_state):
         raise ValueError(f"{op}: only a causal convolution has a state")
     if cu_seqlens is not None:
-        _check_packed(op, cu_seqlens, batch, length)
+        packed.check(op, cu_seqlens, length, batch=batch)
         batch = cu_seqlens.shape[0] - 1
     if state is not None and state.shape != (batch, dim, weight.shape[1] - 1):
         wanted = [batch, dim, weight.shape[1] - 1]
         raise ValueError(f"{op}: the state must be {wanted}, not {tuple(state.shape)}")
-
-
-def _check_packed(op: str, cu_seqlens: Tensor, batch: int, length: int) -> None:
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"{op}: cu_seqlens must be int32, not {cu_seqlens.dtype}")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(f"{op}: cu_seqlens must be [S+1], not {tuple(cu_seqlens.shape)}")
-    if batch != 1:
-        raise ValueError(f"{op}: packed sequences lie along L of a batch of 1, not of {batch}")
-    if cu_seqlens.is_cpu and not torch.compiler.is_compiling():  # a look at a GPU's numbers would wait for it
-        steps = cu_seqlens.diff()
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != length or (steps < 0).any():
-            raise ValueError(f"{op}: cu_seqlens must rise from 0 to L = {length}, not {cu_seqlens.tolist()}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core import parallel
+from manyheads.core.ops import packed
 from manyheads.core.ops.depthwise_conv1d import numba_kernels
 
 # Elements of a task: its rows of x, of dy and of the recomputed gradient stay within a second-level cache.
@@ -84,9 +85,7 @@ def _tasks(x: Tensor, width: int, left: int, cu_seqlens: Tensor | None) -> np.nd
     if cu_seqlens is None:
         bounds = np.arange(batch + 1) * length
     else:
-        bounds = cu_seqlens.numpy().astype(np.int64)
-        if bounds[0] != 0 or bounds[-1] != length or (np.diff(bounds) < 0).any():
-            raise ValueError(f"depthwise_conv1d: cu_seqlens must rise from 0 to L = {length}, not {bounds}")
+        bounds = np.array(packed.bounds("depthwise_conv1d", cu_seqlens, length))
     counts = -(-np.diff(bounds) // most)
     sequence = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)

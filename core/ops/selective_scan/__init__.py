@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
+from manyheads.core.ops import packed
 from manyheads.core.ops.selective_scan import reference
 from manyheads.core.ops.selective_scan.custom_op import selective_scan_op
 
@@ -259,13 +260,7 @@ def _check(
     n = A.shape[1]
     sequences = batch
     if cu_seqlens is not None:
-        if cu_seqlens.dtype != torch.int32:
-            raise TypeError(f"selective_scan: cu_seqlens must be int32, not {cu_seqlens.dtype}")
-        if batch != 1 or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
-            raise ValueError(
-                "selective_scan: packed sequences have batch 1 and cu_seqlens [S + 1], "
-                f"not {batch} and {tuple(cu_seqlens.shape)}"
-            )
+        packed.check("selective_scan", cu_seqlens, length, batch=batch)
         sequences = cu_seqlens.shape[0] - 1
     grouped = (B.shape[2],) if B.ndim == 4 else ()
     if grouped and (grouped[0] == 0 or d % grouped[0]):

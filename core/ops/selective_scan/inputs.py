@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from manyheads.core.ops import packed
+
 CHUNK = 32  # steps between two states that the forward keeps for the backward
 
 
@@ -39,21 +41,7 @@ class Inputs(NamedTuple):
         batch, length, _ = self.u.shape
         if self.cu_seqlens is None:
             return torch.arange(batch + 1) * length
-        return torch.tensor(ends(self.cu_seqlens, length))
-
-
-def ends(cu_seqlens: Tensor, length: int) -> list[int]:
-    """Where packed sequences begin and end.
-
-    Raises:
-        ValueError: cu_seqlens does not run from 0 to the length without stepping back.
-    """
-    found: list[int] = cu_seqlens.tolist()
-    if found != sorted(found) or (found[0], found[-1]) != (0, length):
-        raise ValueError(
-            f"selective_scan: cu_seqlens must run from 0 to {length} and never step back, not {found}"
-        )
-    return found
+        return torch.tensor(packed.bounds("selective_scan", self.cu_seqlens, length))
 
 
 Gradients = tuple[

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manyheads.core.ops.selective_scan.inputs import ends
+from manyheads.core.ops import packed
 
 
 def selective_scan(
@@ -30,7 +30,7 @@ def selective_scan(
     """As `manyheads.core.ops.selective_scan`, in float32 or, where an input is float64, in that."""
     given = [x for x in (u, delta, A, B, C, D, z, delta_bias, initial_state) if x is not None]
     wide = torch.float64 if any(x.dtype == torch.float64 for x in given) else torch.float32
-    edges = [0, u.shape[1]] if cu_seqlens is None else ends(cu_seqlens, u.shape[1])
+    edges = [0, u.shape[1]] if cu_seqlens is None else packed.bounds("selective_scan", cu_seqlens, u.shape[1])
     dt = delta.to(wide)
     if delta_bias is not None:
         dt = dt + delta_bias.to(wide)

@@ -5,10 +5,10 @@ Derivations are in README.md beside this file.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
+from manyheads.core.ops import packed
 from manyheads.core.ops.varlen_attention import reference
 from manyheads.core.ops.varlen_attention.custom_op import varlen_attention_op
 
@@ -93,11 +93,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, bias: Te
         raise ValueError(
             f"varlen_attention: the {k.shape[1]} key heads must divide the {q.shape[1]} query heads"
         )
-    for name, cu in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
-        if cu.dtype != torch.int32:
-            raise TypeError(f"varlen_attention: {name} must be int32, not {cu.dtype}")
-        if cu.dim() != 1 or cu.shape[0] == 0:
-            raise ValueError(f"varlen_attention: {name} must be [B + 1], not {list(cu.shape)}")
+    for name, cu, x in (("cu_seqlens_q", cu_q, q), ("cu_seqlens_k", cu_k, k)):
+        packed.check("varlen_attention", cu, x.shape[0], name=name)
     if cu_q.shape != cu_k.shape:
         raise ValueError(
             f"varlen_attention: cu_seqlens_q is of {cu_q.shape[0] - 1} sequences, cu_seqlens_k of "

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from manyheads.core import parallel
-from manyheads.core.ops.varlen_attention.packed import Sequence, parts, sequences
 from manyheads.core.ops.varlen_attention.relative import Relative
+from manyheads.core.ops.varlen_attention.sequences import Sequence, parts, sequences
 
 # Elements of a block of scores in the backward (1 MiB in float32): three of them stay in a core's cache.
 BLOCK = 256 * 1024

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from manyheads.core.ops.attention.reference import attention
-
-
-def offsets(cu_seqlens: Tensor, total: int, name: str) -> list[int]:
-    """Read the sequences' first rows and the end of the last one.
-
-    Raises:
-        ValueError: They do not start at 0, fall somewhere, or do not end at `total`.
-    """
-    found: list[int] = cu_seqlens.tolist()
-    if found[0] != 0 or found[-1] != total or any(a > b for a, b in pairwise(found)):
-        raise ValueError(f"varlen_attention: {name} must rise from 0 to {total}, not {found[:8]}")
-    return found
+from manyheads.core.ops.packed import bounds
 
 
 def bias_matrix(bias: Tensor, nq: int, nk: int) -> Tensor:
@@ -42,10 +29,10 @@ def varlen_attention(
     scale: float | None = None,
 ) -> Tensor:
     """Compute packed attention sequence by sequence; arguments as the public function's."""
-    starts_q = offsets(cu_seqlens_q, q.shape[0], "cu_seqlens_q")
+    starts_q = bounds("varlen_attention", cu_seqlens_q, q.shape[0], "cu_seqlens_q")
     starts_k = starts_q
     if cu_seqlens_k is not None:
-        starts_k = offsets(cu_seqlens_k, k.shape[0], "cu_seqlens_k")
+        starts_k = bounds("varlen_attention", cu_seqlens_k, k.shape[0], "cu_seqlens_k")
     found = [q[:0]]
     for i in range(len(starts_q) - 1):
         rows, keys = slice(*starts_q[i : i + 2]), slice(*starts_k[i : i + 2])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manyheads.core.ops.varlen_attention.packed import Sequence
+from manyheads.core.ops.varlen_attention.sequences import Sequence
 
 
 @dataclass(frozen=True)

@@ -276,10 +276,10 @@ def test_refusals():
         ("only a causal", ValueError, (x, weight), {"causal": False, "return_state": True}),
         (r"state must be \[2, 3, 3\]", ValueError, (x, weight), {"initial_state": state[:1]}),
         ("cu_seqlens must be int32", TypeError, (x[:1], weight), {"cu_seqlens": bounds.long()}),
-        ("batch of 1, not of 2", ValueError, (x, weight), {"cu_seqlens": bounds}),
-        ("rise from 0 to L = 5", ValueError, (x[:1], weight), {"cu_seqlens": bounds[:2]}),
-        ("rise from 0 to L = 5", ValueError, (x[:1], weight), {"cu_seqlens": bounds.flip(0)}),
-        (r"cu_seqlens must be \[S\+1\]", ValueError, (x[:1], weight), {"cu_seqlens": bounds[:1]}),
+        ("the batch must be 1, not 2", ValueError, (x, weight), {"cu_seqlens": bounds}),
+        ("rise from 0 to 5", ValueError, (x[:1], weight), {"cu_seqlens": bounds[:2]}),
+        ("rise from 0 to 5", ValueError, (x[:1], weight), {"cu_seqlens": bounds.flip(0)}),
+        (r"cu_seqlens must be \[S \+ 1\]", ValueError, (x[:1], weight), {"cu_seqlens": bounds[:0]}),
     ]:
         with pytest.raises(error, match=f"depthwise_conv1d: .*{message}"):
             depthwise_conv1d(*arguments, **options)

@@ -319,10 +319,10 @@ def test_refusals():
     with pytest.raises(TypeError, match="must be int32"):
         selective_scan(u, delta, A, B, C, cu_seqlens=torch.tensor([0, 6]))
     ends = torch.tensor([0, 6], dtype=torch.int32)
-    with pytest.raises(ValueError, match="packed sequences have batch 1"):
+    with pytest.raises(ValueError, match="the batch must be 1"):
         selective_scan(u, delta, A, B, C, cu_seqlens=ends)
     for backend in [*BACKENDS, "reference"]:
-        with use_backend(backend), pytest.raises(ValueError, match="cu_seqlens must run from 0 to 6"):
+        with use_backend(backend), pytest.raises(ValueError, match="cu_seqlens must rise from 0 to 6"):
             selective_scan(u[:1], delta[:1], A, B[:1], C[:1], cu_seqlens=ends - 1)
     with pytest.raises(ValueError, match="selective_scan_step: state must be"):
         selective_scan_step(state[:1], u[:, 0], delta[:, 0], A, B[:, 0], C[:, 0])

@@ -10,7 +10,7 @@ import torch
 from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.errors import UsageError
 from manyheads.core.ops import attention, varlen_attention
-from manyheads.core.ops.varlen_attention import packed, reference
+from manyheads.core.ops.varlen_attention import reference, sequences
 from manyheads.core.ops.varlen_attention.custom_op import varlen_attention_backward_op, varlen_attention_op
 from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
 
@@ -150,12 +150,12 @@ def test_any_strides(varlen_case):
 
 def test_parts():
     """Short sequences share a part, and one that outweighs the rest is alone, with all threads."""
-    of = [packed.Sequence(0, n, 0, n) for n in (512, 512, *[16] * 300)]
-    found = packed.parts(of, 8)
+    of = [sequences.Sequence(0, n, 0, n) for n in (512, 512, *[16] * 300)]
+    found = sequences.parts(of, 8)
     assert [one for part in found for one in part] == of
     assert len(found[0]) == len(found[1]) == 1 and 2 < len(found) < 20
-    assert packed.parts([packed.Sequence(0, 4096, 0, 4096), *of], 8) == [
-        [packed.Sequence(0, 4096, 0, 4096), *of]
+    assert sequences.parts([sequences.Sequence(0, 4096, 0, 4096), *of], 8) == [
+        [sequences.Sequence(0, 4096, 0, 4096), *of]
     ]
 
 
@@ -211,7 +211,7 @@ WRONG = {
     "head dim": (ValueError, "agree in D", {"q": Q[..., :4]}),
     "groups": (ValueError, "2 key heads must divide the 3", {"q": Q[:, :3]}),
     "int64": (TypeError, "cu_seqlens_q must be int32", {"cu_seqlens_q": CU.long()}),
-    "no offsets": (ValueError, r"cu_seqlens_q must be \[B \+ 1\]", {"cu_seqlens_q": CU[:0]}),
+    "no offsets": (ValueError, r"cu_seqlens_q must be \[S \+ 1\]", {"cu_seqlens_q": CU[:0]}),
     "counts": (ValueError, "cu_seqlens_q is of 2 sequences, cu_seqlens_k of 1", {"cu_seqlens_k": CU[::2]}),
     "start": (ValueError, "cu_seqlens_q must rise from 0 to 12", {"cu_seqlens_q": CU + 1}),
     "end": (ValueError, "cu_seqlens_k must rise from 0 to 12", {"cu_seqlens_k": CU.clamp(max=11)}),

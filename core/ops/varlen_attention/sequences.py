@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from manyheads.core import parallel
-from manyheads.core.ops.varlen_attention.reference import offsets
+from manyheads.core.ops.packed import bounds
 
 # Scores (over all heads) that one part should have at least: below, starting it costs more than it saves.
 PART = 512 * 1024
@@ -32,8 +32,8 @@ class Sequence(NamedTuple):
 
 def sequences(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[list[Sequence], bool]:
     """Return the sequences with work to do, longest first, and whether they cover every query and key."""
-    starts_q = offsets(cu_q, q.shape[0], "cu_seqlens_q")
-    starts_k = offsets(cu_k, k.shape[0], "cu_seqlens_k")
+    starts_q = bounds("varlen_attention", cu_q, q.shape[0], "cu_seqlens_q")
+    starts_k = bounds("varlen_attention", cu_k, k.shape[0], "cu_seqlens_k")
     found, whole = [], True
     for i in range(len(starts_q) - 1):
         query, end_q, key, end_k = *starts_q[i : i + 2], *starts_k[i : i + 2]
