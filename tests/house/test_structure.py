@@ -62,7 +62,10 @@ def test_importing_the_package_leaves_no_second_core() -> None:
 
 
 def is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return any(
+        "jit" in ast.unparse(decorator) or ast.unparse(decorator) == "kernel"
+        for decorator in node.decorator_list
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -43,8 +43,7 @@ def continuous_integrate_and_fire(
         alpha: Their weights, not negative. One that is NaN or infinite makes its row NaN.
         threshold: Weight of a token.
         lengths: Frames of each row; later ones do not count, whatever they hold. None means all.
-        tail: Weight of one more frame, of zeros, after each row's last, so that an almost complete token
-            fires (Paraformer's `tail_threshold`).
+        tail: Weight of one more frame, of zeros, after each row's last (Paraformer's `tail_threshold`).
         max_tokens: Size of the result's token axis, without a look at the weights (which on a GPU waits for
             them); tokens beyond it are dropped. None is the most that a row fires.
         state: What is left of the frames before these; None at the start.
@@ -65,8 +64,7 @@ def continuous_integrate_and_fire(
         UsageError: The backend that was asked for cannot run this call.
 
     Source:
-        Dong and Xu 2020 (arXiv 1905.11235); in parallel, and with the tail, as Paraformer has it: Gao et al.
-        2022 (arXiv 2206.08317).
+        Dong and Xu 2020 (arXiv 1905.11235); in parallel, with the tail: Gao et al. 2022 (arXiv 2206.08317).
 
     Example:
         >>> hidden = torch.tensor([[[1.0], [10.0], [100.0]]])

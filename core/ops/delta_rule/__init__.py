@@ -100,21 +100,36 @@ def delta_rule(
     """
     _check("delta_rule", q, k, v, beta, log_decay)
     check_states("delta_rule", q, k, v, initial_state, cu_seqlens)
+    out, state = _scan(q, k, v, beta, log_decay, scale, normalize, initial_state, cu_seqlens)
+    return (out, state) if return_state else out
+
+
+def _scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    scale: float | None,
+    normalize: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     size = "wide" if q.shape[3] > 64 else "usual"
     channels = beta.dim() == 4
     backend = choose("delta_rule", device=q.device.type, dtype=q.dtype, channels=channels, size=size).backend
     if backend == "reference" or not v.numel() or not q.numel():
         return reference.delta_rule(
             q, k, v, beta, log_decay=log_decay, scale=scale, normalize=normalize, initial_state=initial_state,
-            return_state=return_state, cu_seqlens=cu_seqlens,
-        )  # fmt: skip
+            return_state=True, cu_seqlens=cu_seqlens,
+        )  # type: ignore[return-value]  # fmt: skip
     if normalize:
         q, k = reference.unit(q), reference.unit(k)
     given = [x for x in (q, k, v, beta, log_decay, initial_state) if x is not None]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out, state, _ = delta_rule_op(q, k, v, beta, log_decay, initial_state, cu_seqlens, scale, keep, backend)
-    return (out, state) if return_state else out
+    return out, state
 
 
 def delta_rule_step(

@@ -101,16 +101,9 @@ def segment_attention(
         return reference.segment_attention(q, k, v, edge_index, **options)  # type: ignore[arg-type]
     if order is None:
         order = edge_order(edge_index, q.shape[0])
+    numbers = [q.shape[-1] ** -0.5 if scale is None else scale, float("inf") if clamp is None else clamp, eps]
     out, product, _, _ = segment_attention_op(
-        q,
-        k,
-        v,
-        edge,
-        edge_index,
-        list(order),
-        [q.shape[-1] ** -0.5 if scale is None else scale, float("inf") if clamp is None else clamp, eps],
-        return_edge,
-        backend,
+        q, k, v, edge, edge_index, list(order), numbers, return_edge, backend
     )
     return (out, product) if return_edge else out
 

@@ -116,8 +116,7 @@ def backward(
         _rows(dv),
     )
     _over_nodes(outward, order.out_start, work)
-    dedge = None if dedge is None or edge is None else dedge.to(edge.dtype)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dedge
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None if dedge is None else dedge.to(q.dtype)
 
 
 def _over_nodes(loop: Callable[[int, int], Any], start: Tensor, work: int) -> None:

@@ -37,8 +37,7 @@ def window_attention(
         partition: "window": neighbouring tokens (Swin, MaxViT's blocks). "grid": tokens spread evenly over
             the image, at distances `H / height`, `W / width` (MaxViT). "stripe_h", "stripe_v": horizontal
             stripes `window x W`, vertical ones `H x window` (CSWin; axial attention with 1).
-        bias: Added to the scores of every window, with its gradient; tokens of a window are counted row by
-            row.
+        bias: Added to the scores of every window, with its gradient; its tokens are counted row by row.
         scale: Of the products; None means `1 / sqrt(D)`.
 
     Shape:
