@@ -58,7 +58,9 @@ def swap_weights(folder, tensors):
 
 @pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
 def test_every_model_round_trips(entry, tmp_path):
-    wanted = {"seq_len": 32, "pred_len": 4}
+    wanted = {"seq_len": 96, "pred_len": 4}
+    if "enc_in" in catalog.arguments(entry):
+        wanted["enc_in"] = 3
     model = create_model(entry.name, **wanted)
     saved = hub.save(
         tmp_path / "m", model, domain=entry.domain, name=entry.name, arguments=wanted, preprocessing={}
