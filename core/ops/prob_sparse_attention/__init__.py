@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
-from manyheads.core.ops.prob_sparse_attention import dense, reference
-from manyheads.core.ops.prob_sparse_attention.custom_op import prob_sparse_attention_op
+from manyheads.core.ops.prob_sparse_attention import custom_op, dense, reference
 from manyheads.core.ops.prob_sparse_attention.reference import share
 
 __all__ = ["draw_keys", "prob_sparse_attention"]
@@ -79,10 +78,16 @@ def prob_sparse_attention(
     if index_sample is not None:
         index_sample = index_sample.to(q.device)
     backend = choose(OP, device=q.device.type, dtype=q.dtype, union=union).backend
-    if backend == "cpu":
+    if backend in ("numba", "cpu"):
         scale = q.shape[3] ** -0.5 if scale is None else scale
         chosen = share(factor, q.shape[1]) if count is None else count
-        return prob_sparse_attention_op(q, k, v, index_sample, scale, causal, chosen)[0]
+        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        op = (
+            custom_op.prob_sparse_attention_op
+            if learns or torch.compiler.is_compiling()
+            else custom_op.forward
+        )
+        return op(q, k, v, index_sample, scale, causal, chosen, backend)[0]
     run = reference.prob_sparse_attention if backend == "reference" else dense.prob_sparse_attention
     return run(
         q, k, v, factor, causal=causal, scale=scale, index_sample=index_sample, sample=sample, count=count,

@@ -40,7 +40,7 @@ def forward(
             best = torch.cat(measures, 1).topk(count, sorted=False).indices
             scores = torch.bmm(_rows(queries, best), keys.transpose(1, 2))
         else:
-            best = _stand_out(products, picks).topk(count, sorted=False).indices
+            best = stand_out(products, picks).topk(count, sorted=False).indices
             scores = _rows(products, best)
         scores.mul_(scale)
         if causal:
@@ -102,10 +102,10 @@ def _strips(queries: Tensor, keys: Tensor, picks: Tensor | None) -> list[tuple[T
 
 
 def _measure(queries: Tensor, picks: Tensor | None, keys: Tensor) -> Tensor:
-    return _stand_out(torch.bmm(queries, keys.transpose(1, 2)), picks)
+    return stand_out(torch.bmm(queries, keys.transpose(1, 2)), picks)
 
 
-def _stand_out(products: Tensor, picks: Tensor | None) -> Tensor:
+def stand_out(products: Tensor, picks: Tensor | None) -> Tensor:
     """Each query's largest sampled product less the sampled ones' sum over the number of keys, `[H, l]`."""
     keys = products.shape[2]
     if picks is None:
