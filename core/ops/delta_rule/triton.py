@@ -14,16 +14,19 @@ from manyheads.core.ops.delta_rule import cpu
 from manyheads.core.ops.delta_rule import triton_kernels as kernels
 
 _C = cpu.SIZE
-_STAGES = 1  # a chunk's tiles fill the registers; nothing is left to load ahead into
 _DIMS = (16, 32, 64)  # padded widths of keys; with 128 a state and its neighbours do not fit the registers
 
 
 class Config(NamedTuple):
-    """A launch: value channels at a time, warps, and key channels at a time (0: all of them)."""
+    """A launch: value channels at a time, warps, key channels at a time (0: all of them), and stages.
+
+    A chunk's tiles fill the registers; nothing is left to load ahead into.
+    """
 
     block_v: int
     warps: int
     keys: int = 0
+    stages: int = 1
 
 
 # By the padded width of the keys.
@@ -40,6 +43,9 @@ _TABLE: dict[str, dict[int, Config]] = {
 
 # Exceptions, by (kernel, width, whether the inputs are float32, architecture): the first that spills nothing.
 _EXCEPTIONS = {
+    ("output_kernel", 64, True, 90): Config(32, 8),
+    ("output_kernel", 64, True, 80): Config(32, 8),
+    ("pull_state_kernel", 64, False, 90): Config(16, 4, stages=2),
     ("pull_state_kernel", 64, True, 90): Config(16, 8),
     ("pull_state_kernel", 64, False, 80): Config(16, 8),
     ("pull_state_kernel", 64, True, 80): Config(16, 16),
@@ -182,7 +188,7 @@ def _run(kernel: Any, grid: tuple[int, ...], q: Tensor, key_dim: int, *arguments
         BLOCK_V=launch.block_v,
         PRECISION=_precision(q.dtype == torch.float32),
         num_warps=launch.warps,
-        num_stages=_STAGES,
+        num_stages=launch.stages,
     )
 
 
@@ -282,7 +288,7 @@ def _variant(
         label=f"{dtype} K{block}{' gated' if gated else ''}{' back' if backward_too else ''}",
         divisible=tuple(sizes) if aligned else (),
         num_warps=launch.warps,
-        num_stages=_STAGES,
+        num_stages=launch.stages,
         tensor_cores=dtype == "bf16" and (name != "prepare_kernel" or backward_too),
         slow=slow,
     )

@@ -14,9 +14,9 @@ from manyheads.core.ops.segment_attention.order import EdgeOrder
 from manyheads.core.ops.segment_attention.triton_kernels import forward_kernel, into_kernel, out_kernel
 
 MAX_DIM = 128
-_WARPS = 4
-_TILE = 512  # numbers of a block of nodes, four a thread: with twice as many, odd strides spill
-_DIMS = (8, 16, 32, 64, 128)
+# By the padded head dim: numbers of a program's tile of nodes, about four a thread, and warps. The largest of
+# those tried that spill nothing, with any strides.
+_TABLE = {8: (512, 4), 16: (512, 8), 32: (256, 4), 64: (256, 2), 128: (512, 4)}
 
 Options = tuple[float, float, float]  # scale, clamp (infinite where there is none), eps
 
@@ -39,12 +39,12 @@ def forward(
     product = torch.empty(edges, heads, d, dtype=q.dtype, device=q.device) if return_edge else None
     logits = torch.empty(edges, heads, dtype=torch.float32, device=q.device)
     norm = torch.empty(nodes, 2, heads, dtype=torch.float32, device=q.device)
-    block, rows = tile(d)
+    block, rows, warps = tile(d)
     if nodes and heads and d:
         forward_kernel[(triton.cdiv(nodes, rows), heads)](
             q, k, v, edge, edge_index[0].contiguous(), order.into, order.into_start, out, product, logits,
             norm, nodes, *_strides(q), *_strides(k), *_strides(v), *_strides(edge), heads, d, *options,
-            BOUNDED=options[1] != float("inf"), NODES=rows, BLOCK=block, num_warps=_WARPS,
+            BOUNDED=options[1] != float("inf"), NODES=rows, BLOCK=block, num_warps=warps,
         )  # fmt: skip
     return out, product, logits, norm
 
@@ -70,7 +70,7 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     dedge = None if edge is None else torch.empty(edge.shape, dtype=edge.dtype, device=edge.device)
     weights, dlogits = torch.empty_like(logits), torch.empty_like(logits)
-    block, rows = tile(d)
+    block, rows, warps = tile(d)
     scale, clamp, _ = options
     grid = (triton.cdiv(nodes, rows), heads)
     shared = *_strides(dout), *_strides(dproduct), *_strides(q)
@@ -79,25 +79,26 @@ def backward(
             dout, dproduct, q, k, v, edge, edge_index[0].contiguous(), order.into, order.into_start, out,
             logits, norm, dq, dedge, weights, dlogits,
             nodes, *shared, *_strides(k), *_strides(v), *_strides(edge), heads, d, scale, clamp,
-            NODES=rows, BLOCK=block, num_warps=_WARPS,
+            NODES=rows, BLOCK=block, num_warps=warps,
         )  # fmt: skip
         out_kernel[grid](
             dout, dproduct, q, edge, edge_index[1].contiguous(), order.out, order.out_start, weights, dlogits,
             dk, dv, nodes, *shared, *_strides(edge), heads, d, scale,
-            NODES=rows, BLOCK=block, num_warps=_WARPS,
+            NODES=rows, BLOCK=block, num_warps=warps,
         )  # fmt: skip
     return dq, dk, dv, dedge
 
 
-def tile(d: int) -> tuple[int, int]:
-    """Channels and nodes of a program's tile for head dim d.
+def tile(d: int) -> tuple[int, int, int]:
+    """Channels and nodes of a program's tile for head dim d, and its warps.
 
     Example:
         >>> tile(10)
-        (16, 32)
+        (16, 32, 8)
     """
-    block = max(_DIMS[0], triton.next_power_of_2(d))
-    return block, _TILE // block
+    block = max(min(_TABLE), triton.next_power_of_2(d))
+    numbers, warps = _TABLE[block]
+    return block, numbers // block, warps
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def aot_variants() -> list[Variant]:
     The quick gate has the forms with all arguments in bfloat16, one aligned and one unaligned.
     """
     found = []
-    options = itertools.product(ARCHITECTURES, _DIMS, ("bf16", "fp32"), (True, False), (True, False))
+    options = itertools.product(ARCHITECTURES, _TABLE, ("bf16", "fp32"), (True, False), (True, False))
     for arch, block, dtype, whole, aligned in options:
         slow = not whole or dtype != "bf16" or (block, aligned) not in ((8, True), (64, False))
         for kernel in (forward_kernel, into_kernel, out_kernel):
@@ -141,7 +142,8 @@ def _variant(
     types |= dict.fromkeys(single, "*fp32") | dict.fromkeys(("source", "target"), "*i64")
     types |= dict.fromkeys(("into", "start", "leaving"), "*i32")
     types |= dict.fromkeys(("scale", "clamp", "eps"), "fp32")
-    constants: dict[str, bool | int | None] = {"NODES": tile(block)[1], "BLOCK": block}
+    _, rows, warps = tile(block)
+    constants: dict[str, bool | int | None] = {"NODES": rows, "BLOCK": block}
     if bounded is not None:
         constants["BOUNDED"] = bounded
     if not whole:
@@ -155,6 +157,6 @@ def _variant(
         arch=arch,
         label=f"{dtype} D{block}{form}",
         divisible=tuple(n for n in sizes if n != "count") if aligned else (),
-        num_warps=_WARPS,
+        num_warps=warps,
         slow=slow,
     )
