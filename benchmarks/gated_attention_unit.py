@@ -30,8 +30,8 @@ def peer(quad_q: Tensor, quad_k: Tensor, lin_q: Tensor, lin_k: Tensor, hidden: T
 
 
 def ours(quad_q: Tensor, quad_k: Tensor, lin_q: Tensor, lin_k: Tensor, hidden: Tensor) -> Tensor:
-    """The op, on the same two halves."""
-    return gated_attention_unit(quad_q, quad_k, lin_q, lin_k, *hidden.chunk(2, -1), group_size=GROUP)
+    """The op, on the same two halves as one tensor."""
+    return gated_attention_unit(quad_q, quad_k, lin_q, lin_k, hidden, group_size=GROUP)
 
 
 def cases(device: str) -> Iterator[Case]:

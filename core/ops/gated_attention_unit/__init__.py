@@ -22,7 +22,7 @@ def gated_attention_unit(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None = None,
     *,
     group_size: int = 256,
     causal: bool = False,
@@ -42,7 +42,8 @@ def gated_attention_unit(
     Args:
         quad_q, quad_k: Queries and keys of the part inside groups.
         lin_q, lin_k: Queries and keys of the linear part.
-        v, u: Values, each the other's gate.
+        v, u: Values, each the other's gate. Without u, v is both side by side, as a projection gives them:
+            a gradient of the two halves that needs no copy to become that of the whole.
         group_size: Frames of a group; the last may have fewer.
         causal: See above.
         mask: True where a frame is attended to. Others still attend, and count in n, as published; what they
@@ -51,8 +52,8 @@ def gated_attention_unit(
             is zero: a batch's rows are those of its recordings one by one.
 
     Shape:
-        quad_q, quad_k, lin_q, lin_k `[B, S, K]`; v, u and the result `[B, S, E]`; mask `[B, S]`; lengths
-        `[B]`.
+        quad_q, quad_k, lin_q, lin_k `[B, S, K]`; v, u and the result `[B, S, E]`, or v `[B, S, 2 E]`; mask
+        `[B, S]`; lengths `[B]`.
 
     Raises:
         TypeError: The six are not of one floating dtype, mask is not boolean, lengths are not whole numbers.
@@ -67,6 +68,8 @@ def gated_attention_unit(
         >>> v, u = torch.randn(1, 4000, 2048).chunk(2, -1)
         >>> gated_attention_unit(*q, v, u).shape
         torch.Size([1, 4000, 1024])
+        >>> gated_attention_unit(*q, torch.randn(1, 4000, 2048)).shape
+        torch.Size([1, 4000, 1024])
     """
     _check((quad_q, quad_k, lin_q, lin_k), v, u, group_size, mask, lengths)
     backend = choose(OP, device=v.device.type, dtype=v.dtype).backend
@@ -76,7 +79,7 @@ def gated_attention_unit(
             lengths=lengths,
         )  # fmt: skip
     given = (quad_q, quad_k, lin_q, lin_k, v, u)
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     if learns or torch.compiler.is_compiling():
         return custom_op.gated_attention_unit_op(*given, mask, lengths, group_size, causal, backend)[0]
     return cpu.forward(*given, mask, lengths, group_size, causal, backend, False)[0]
@@ -85,7 +88,7 @@ def gated_attention_unit(
 def _check(
     small: tuple[Tensor, ...],
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     group_size: int,
     mask: Tensor | None,
     lengths: Tensor | None,
@@ -94,9 +97,11 @@ def _check(
     if not v.is_floating_point():
         raise TypeError(f"{OP}: v must be floating point, not {v.dtype}")
     for name, x in zip((*names, "u"), (*small, u), strict=True):
-        if x.dtype != v.dtype:
+        if x is not None and x.dtype != v.dtype:
             raise TypeError(f"{OP}: {name} must have v's dtype {v.dtype}, not {x.dtype}")
-    if v.ndim != 3 or u.shape != v.shape:
+    if u is None and (v.ndim != 3 or v.shape[2] % 2):
+        raise ValueError(f"{OP}: v without u must be [B, S, 2 E], not {tuple(v.shape)}")
+    if u is not None and (v.ndim != 3 or u.shape != v.shape):
         raise ValueError(
             f"{OP}: v and u must be [B, S, E], both of one shape, not {tuple(v.shape)} and {tuple(u.shape)}"
         )

@@ -52,7 +52,7 @@ def forward(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     mask: Tensor | None,
     lengths: Tensor | None,
     group_size: int,
@@ -74,7 +74,8 @@ def forward(
     how = _options(mask, lengths, group_size, causal, backend)
     sums = _sums(x, how)
     make = torch.empty if lengths is None else torch.zeros  # what lies behind a row's end stays zero
-    out, kept = make(v.shape), make(x.values.shape if keep else (0,))
+    batch, length, width = x.values.shape
+    out, kept = make(batch, length, width // 2), make(x.values.shape if keep else (0,))
 
     def run(group: Group, scratch: Tensor) -> None:
         b, frames, part = group
@@ -83,8 +84,8 @@ def forward(
         torch.mm(weights, x.values[b, frames], out=attended).addmm_(x.lin_q[b, frames], sums[b, part])
         how.gates(attended, x.values[b, frames], out[b, frames])
 
-    size = 0 if keep else min(group_size, v.shape[1])
-    scratch = [torch.empty(size, x.values.shape[2]) for _ in range(parallel.workers())]
+    size = 0 if keep else min(group_size, length)
+    scratch = [torch.empty(size, width) for _ in range(parallel.workers())]
     _each(_groups(v, lengths, group_size, causal), run, scratch)
     return out.to(v.dtype), kept, sums
 
@@ -96,7 +97,7 @@ def backward(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     mask: Tensor | None,
@@ -250,14 +251,22 @@ def _each(groups: list[Group], work: Callable[[Group, Any], None], tools: Sequen
 
 
 def _inputs(
-    quad_q: Tensor, quad_k: Tensor, lin_q: Tensor, lin_k: Tensor, v: Tensor, u: Tensor, mask: Tensor | None
+    quad_q: Tensor,
+    quad_k: Tensor,
+    lin_q: Tensor,
+    lin_k: Tensor,
+    v: Tensor,
+    u: Tensor | None,
+    mask: Tensor | None,
 ) -> Inputs:
     lin_k = lin_k if mask is None else lin_k.masked_fill(~mask[..., None], 0.0)
     return Inputs(*(x.float() for x in (quad_q, quad_k, lin_q, lin_k, _joined(v, u))))
 
 
-def _joined(v: Tensor, u: Tensor) -> Tensor:
+def _joined(v: Tensor, u: Tensor | None) -> Tensor:
     """v and u side by side: a view where they are the halves of one tensor, as a projection's chunks are."""
+    if u is None:
+        return v
     batch, frames, dim = v.shape
     beside = u.data_ptr() - v.data_ptr() == dim * v.element_size() and u.stride() == v.stride()
     if beside and v.stride(2) == 1 and u.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():

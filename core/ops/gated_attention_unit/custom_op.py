@@ -17,7 +17,7 @@ def gated_attention_unit_op(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     mask: Tensor | None,
     lengths: Tensor | None,
     group_size: int,
@@ -35,7 +35,7 @@ def _(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     mask: Tensor | None,
     lengths: Tensor | None,
     group_size: int,
@@ -43,9 +43,10 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, frames, dim = v.shape
+    dim = dim // 2 if u is None else dim
     count = -(-frames // group_size) if causal else 1
     return (
-        torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        torch.empty(batch, frames, dim, dtype=v.dtype, device=v.device),
         torch.empty(batch, frames, 2 * dim, dtype=torch.float32, device=v.device),
         torch.empty(batch, count, lin_k.shape[2], 2 * dim, dtype=torch.float32, device=v.device),
     )
@@ -59,7 +60,7 @@ def gated_attention_unit_backward(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     mask: Tensor | None,
@@ -81,7 +82,7 @@ def _(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     mask: Tensor | None,
@@ -90,14 +91,15 @@ def _(
     causal: bool,
     backend: str,
 ) -> list[Tensor]:
-    batch, frames, dim = v.shape
+    values = v.shape if u is None else (*v.shape[:2], 2 * v.shape[2])
     shapes = [x.shape for x in (quad_q, quad_k, lin_q, lin_k)]
-    return [torch.empty(s, dtype=v.dtype, device=v.device) for s in (*shapes, (batch, frames, 2 * dim))]
+    return [torch.empty(s, dtype=v.dtype, device=v.device) for s in (*shapes, values)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *given, mask, lengths, ctx.group_size, ctx.causal, ctx.backend = inputs
     ctx.save_for_backward(*given, output[1], output[2], mask, lengths)
+    ctx.joined = given[5] is None
     ctx.set_materialize_grads(False)
 
 
@@ -105,7 +107,7 @@ def _pull_back(ctx: Any, dy: Tensor | None, dkept: Tensor | None, dsums: Tensor 
     if dy is None:
         return (None,) * 11
     grads = gated_attention_unit_backward(dy, *ctx.saved_tensors, ctx.group_size, ctx.causal, ctx.backend)
-    dv, du = grads[4].chunk(2, -1)
+    dv, du = (grads[4], None) if ctx.joined else grads[4].chunk(2, -1)
     return *grads[:4], dv, du, None, None, None, None, None
 
 

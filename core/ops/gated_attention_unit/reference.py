@@ -13,7 +13,7 @@ def gated_attention_unit(
     lin_q: Tensor,
     lin_k: Tensor,
     v: Tensor,
-    u: Tensor,
+    u: Tensor | None = None,
     *,
     group_size: int = 256,
     causal: bool = False,
@@ -21,6 +21,8 @@ def gated_attention_unit(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """Compute with copies in whole groups; arguments as the public function's."""
+    if u is None:
+        v, u = v.chunk(2, -1)
     dtype, (batch, frames, _) = v.dtype, v.shape
     given = [x if x.dtype == torch.float64 else x.float() for x in (quad_q, quad_k, lin_q, lin_k, v, u)]
     inside = None

@@ -155,6 +155,14 @@ def test_halves_of_one_projection_are_not_copied(backend):
             torch.testing.assert_close(gated_attention_unit(*small, *values, group_size=16), wanted)
         hidden.requires_grad_()
         gated_attention_unit(*small, *hidden.chunk(2, 2), group_size=16).square().sum().backward()
+        whole = hidden.detach().requires_grad_()
+        y = gated_attention_unit(*small, whole, group_size=16)
+        torch.testing.assert_close(y, wanted)
+        y.square().sum().backward()
+        compiled = torch.compile(gated_attention_unit, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*small, whole, group_size=16), wanted)
+    assert torch.equal(whole.grad, hidden.grad)
+    torch.testing.assert_close(reference.gated_attention_unit(*small, whole, group_size=16), wanted)
     v.requires_grad_(), u.requires_grad_()
     reference.gated_attention_unit(*small, v, u, group_size=16).square().sum().backward()
     torch.testing.assert_close(hidden.grad, torch.cat((v.grad, u.grad), 2))
@@ -203,6 +211,8 @@ def test_opcheck(causal):
     for backend in BACKENDS:
         check_op(custom_op.gated_attention_unit_op, (*given, mask, lengths, 4, causal, backend))
     check_op(custom_op.gated_attention_unit_op, (*given, None, None, 4, causal, "cpu"))
+    joined = torch.cat(given[4:], 2).detach().requires_grad_()
+    check_op(custom_op.gated_attention_unit_op, (*given[:4], joined, None, mask, lengths, 4, causal, "cpu"))
     _, kept, sums = custom_op.gated_attention_unit_op(*given, mask, lengths, 4, causal, "cpu")
     plain = [x.detach() for x in (given[4], *given, kept, sums)]
     check_op(custom_op.gated_attention_unit_backward, (*plain, mask, lengths, 4, causal, "cpu"))
@@ -235,6 +245,8 @@ def test_refusals():
         gated_attention_unit(*given[:3], given[3][..., :7], *given[4:])
     with pytest.raises(ValueError, match="both of one shape"):
         gated_attention_unit(*given[:5], given[5][..., :7])
+    with pytest.raises(ValueError, match=r"v without u must be \[B, S, 2 E\], not \(2, 6, 7\)"):
+        gated_attention_unit(*given[:4], given[4][..., :7])
     with pytest.raises(TypeError, match="quad_k must have v's dtype"):
         gated_attention_unit(given[0], given[1].half(), *given[2:])
     with pytest.raises(ValueError, match="group_size must be positive"):
