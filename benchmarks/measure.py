@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import random
 import statistics
@@ -202,6 +203,7 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", ""),
     }
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()

@@ -36,8 +36,7 @@ def gated_attention_unit(
         att(x) = a x + lin_q (lin_k^T x) / n
         result = att(u) * v * sigmoid(att(v) * u)
 
-    Where causal, a frame sees its group up to itself, and linearly the groups before its own, with group_size
-    in n's place.
+    Causal: a frame sees its group up to itself, and linearly the groups before, group_size in n's place.
 
     Args:
         quad_q, quad_k: Queries and keys of the part inside groups.
@@ -64,20 +63,14 @@ def gated_attention_unit(
         Zhao and Ma 2023, MossFormer (arXiv 2302.11824), after Hua et al. 2022 (arXiv 2202.10447).
 
     Example:
-        >>> q = torch.randn(4, 1, 4000, 128)
-        >>> v, u = torch.randn(1, 4000, 2048).chunk(2, -1)
-        >>> gated_attention_unit(*q, v, u).shape
-        torch.Size([1, 4000, 1024])
-        >>> gated_attention_unit(*q, torch.randn(1, 4000, 2048)).shape
+        >>> gated_attention_unit(*torch.randn(4, 1, 4000, 128), torch.randn(1, 4000, 2048)).shape
         torch.Size([1, 4000, 1024])
     """
     _check((quad_q, quad_k, lin_q, lin_k), v, u, group_size, mask, lengths)
     backend = choose(OP, device=v.device.type, dtype=v.dtype).backend
     if backend == "reference" or v.numel() == 0:
-        return reference.gated_attention_unit(
-            quad_q, quad_k, lin_q, lin_k, v, u, group_size=group_size, causal=causal, mask=mask,
-            lengths=lengths,
-        )  # fmt: skip
+        options = {"group_size": group_size, "causal": causal, "mask": mask, "lengths": lengths}
+        return reference.gated_attention_unit(quad_q, quad_k, lin_q, lin_k, v, u, **options)  # type: ignore[arg-type]
     given = (quad_q, quad_k, lin_q, lin_k, v, u)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     if learns or torch.compiler.is_compiling():

@@ -106,14 +106,7 @@ def backward(
     causal: bool,
     backend: str,
 ) -> list[Tensor]:
-    """Pull the result's gradient back to the inputs.
-
-    Args:
-        kept, sums: From `forward`.
-
-    Returns:
-        The gradients of quad_q, quad_k, lin_q, lin_k, and that of v and u as `[B, S, 2 E]`; in v's dtype.
-    """
+    """Pull back to quad_q, quad_k, lin_q, lin_k, and v with u, `[B, S, 2 E]`; `kept, sums` from `forward`."""
     x = _inputs(quad_q, quad_k, lin_q, lin_k, v, u, mask)
     how = _options(mask, lengths, group_size, causal, backend)
     groups = _groups(v, lengths, group_size, causal)

@@ -44,10 +44,9 @@ def prob_sparse_attention(
         factor: Of the numbers of sampled keys and of attending queries, `factor * ceil(ln L)` each.
         causal: An attending query sees keys up to its own position; needs Lq = Lk.
         scale: Of the attending queries' products; None means `1 / sqrt(D)`. The measure has none.
-        index_sample: Which keys each query's measure looks at, one choice for all samples and heads; a key
-            may come twice, and counts twice. None draws `draw_keys(...)`, anew in each call.
-        generator: Of that draw, on the CPU; None is torch's default one.
-        sample: False looks at every key once instead, and draws nothing.
+        index_sample: The keys that each query's measure looks at, for all samples and heads; one that comes
+            twice counts twice. None draws `draw_keys(...)`, anew in each call.
+        generator, sample: Of that draw, on the CPU. sample=False looks at every key once and draws nothing.
         count: How many queries attend; None is `min(factor * ceil(ln Lq), Lq)`.
         union: With one head: in each sample the queries chosen in any sample of the batch attend, as the
             Time-Series-Library has it by accident; one that is chosen n times has n times its gradient.
@@ -64,35 +63,45 @@ def prob_sparse_attention(
         Zhou et al. 2021, Informer (arXiv 2012.07436).
 
     Example:
-        >>> q = k = v = torch.randn(32, 96, 8, 64)
-        >>> prob_sparse_attention(q, k, v, 5, generator=torch.Generator().manual_seed(0)).shape
-        torch.Size([32, 96, 8, 64])
+        >>> y = prob_sparse_attention(q, k, v, 5, generator=torch.Generator().manual_seed(0))
     """
     _check(q, k, v, factor, index_sample, count)
+    _check_kind(q, k, causal, union)
+    if sample and index_sample is None:
+        index_sample = draw_keys(q.shape[1], k.shape[1], factor, generator=generator)
+    index_sample = None if index_sample is None else index_sample.to(q.device)
+    backend = choose(OP, device=q.device.type, dtype=q.dtype, union=union).backend
+    if backend in ("numba", "cpu"):
+        chosen = share(factor, q.shape[1]) if count is None else count
+        return _explicit(q, k, v, index_sample, scale, causal, chosen, backend)
+    run = reference.prob_sparse_attention if backend == "reference" else dense.prob_sparse_attention
+    options = {"causal": causal, "scale": scale, "sample": sample, "count": count, "union": union}
+    return run(q, k, v, factor, index_sample=index_sample, **options)  # type: ignore[arg-type]
+
+
+def _explicit(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index_sample: Tensor | None,
+    scale: float | None,
+    causal: bool,
+    chosen: int,
+    backend: str,
+) -> Tensor:
+    """Run a path that has a backward of its own; without gradients, without the op around it."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    whole = learns or torch.compiler.is_compiling()
+    op = custom_op.prob_sparse_attention_op if whole else custom_op.forward
+    return op(q, k, v, index_sample, scale, causal, chosen, backend)[0]
+
+
+def _check_kind(q: Tensor, k: Tensor, causal: bool, union: bool) -> None:
     if causal and q.shape[1] != k.shape[1]:
         raise ValueError(f"{OP}: causal needs as many queries as keys, not {q.shape[1]} and {k.shape[1]}")
     if union and q.shape[2] != 1:
         raise ValueError(f"{OP}: union is of one head, and q has {q.shape[2]}")
-    if sample and index_sample is None:
-        index_sample = draw_keys(q.shape[1], k.shape[1], factor, generator=generator)
-    if index_sample is not None:
-        index_sample = index_sample.to(q.device)
-    backend = choose(OP, device=q.device.type, dtype=q.dtype, union=union).backend
-    if backend in ("numba", "cpu"):
-        scale = q.shape[3] ** -0.5 if scale is None else scale
-        chosen = share(factor, q.shape[1]) if count is None else count
-        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        op = (
-            custom_op.prob_sparse_attention_op
-            if learns or torch.compiler.is_compiling()
-            else custom_op.forward
-        )
-        return op(q, k, v, index_sample, scale, causal, chosen, backend)[0]
-    run = reference.prob_sparse_attention if backend == "reference" else dense.prob_sparse_attention
-    return run(
-        q, k, v, factor, causal=causal, scale=scale, index_sample=index_sample, sample=sample, count=count,
-        union=union,
-    )  # fmt: skip
 
 
 def draw_keys(queries: int, keys: int, factor: float, *, generator: torch.Generator | None = None) -> Tensor:
