@@ -5,7 +5,8 @@ import torch
 
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import DataError, UsageError
-from manyheads.timeseries.models.itransformer import ITransformer, itransformer, load_library_weights
+from manyheads.timeseries.models.inverted import InvertedForecaster
+from manyheads.timeseries.models.itransformer import itransformer, load_library_weights
 
 SHARED = ("seq_len", "pred_len", "d_model", "n_heads", "e_layers", "d_ff", "dropout", "activation")
 
@@ -177,4 +178,4 @@ def test_impossible_sizes_are_refused(args, complaint):
 
 
 def test_builder_returns_a_plain_module():
-    assert type(create_model("itransformer", seq_len=8, pred_len=4, d_model=8)) is ITransformer
+    assert type(create_model("itransformer", seq_len=8, pred_len=4, d_model=8)) is InvertedForecaster

@@ -14,7 +14,7 @@ from manyheads.core.ops.dropout import dropout
 from manyheads.timeseries.models.attention import ACTIVATIONS
 from manyheads.timeseries.models.blocks import check_choices, check_positive, check_transformer
 from manyheads.timeseries.models.embeddings import sinusoid
-from manyheads.timeseries.models.itransformer import EncoderLayer
+from manyheads.timeseries.models.inverted import AttentionLayer, EncoderLayer
 
 _EPSILON = 1e-5  # added to the variance of a window
 
@@ -173,7 +173,10 @@ def patchtst(
     if patch_len > seq_len:
         raise UsageError(f"patchtst: patch_len={patch_len} is longer than seq_len={seq_len}")
     patches = (seq_len - patch_len) // stride + 2
-    layers = [EncoderLayer(d_model, n_heads, d_ff, dropout, activation) for _ in range(e_layers)]
+    layers = [
+        EncoderLayer(AttentionLayer(d_model, n_heads, dropout), d_model, d_ff, dropout, activation)
+        for _ in range(e_layers)
+    ]
     return PatchTST(
         PatchEmbedding(d_model, patch_len, stride, patches, dropout),
         Encoder(layers, d_model),
