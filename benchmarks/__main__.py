@@ -1,4 +1,4 @@
-"""Run a table of benchmarks: python -m benchmarks core [--only OP] [--seconds 6] [--device cpu] [--no-save].
+"""Run a table of benchmarks: python -m benchmarks TABLE [--only OP] [--seconds 6] [--device cpu] [--no-save].
 
 Prints one line a case, ours and the peer's medians from the same run, and stores the rows with the machine's
 facts in benchmarks/results/. Exits with 1 where a target is missed.
@@ -35,6 +35,7 @@ TABLES = {
         "depthwise_conv1d",
         "fft_conv",
     ),
+    "timeseries": ("timeseries",),
 }
 RESULTS = Path(__file__).parent / "results"
 
