@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -12,12 +12,21 @@ from torch import Tensor
 
 
 class Batch(TypedDict):
-    """A batch of windows, float32."""
+    """A batch of windows, float32 unless said; a key is absent where the data have nothing for it.
 
-    x: Tensor  # [B, seq_len, N] the known values
+    In past, future and static the numeric columns come first, scaled and filled, then the categorical ones as
+    codes: 0 is an unseen or missing value, 1 and on are the known categories.
+    """
+
+    x: Tensor  # [B, seq_len, N] the known values, gaps filled
     y: Tensor  # [B, pred_len, N] the values to forecast; NaN where missing
     x_mark: Tensor  # [B, seq_len, M] calendar features of x
     y_mark: Tensor  # [B, pred_len, M] calendar features of y
+    observed: NotRequired[Tensor]  # [B, seq_len, N] bool: x was observed, not filled; where gaps are masked
+    past: NotRequired[Tensor]  # [B, seq_len, Cp] covariates known in the history alone
+    future: NotRequired[Tensor]  # [B, seq_len + pred_len, Cf] covariates known in history and horizon
+    static: NotRequired[Tensor]  # [B, Cs] covariates of the series
+    series: NotRequired[Tensor]  # [B] int64, the series' number; where the loader knows it
 
 
 def fill_gaps(x: Tensor) -> Tensor:
