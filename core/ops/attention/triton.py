@@ -15,8 +15,8 @@ from manyheads.core.aot import ARCHITECTURES, Variant
 from manyheads.core.dispatch import interpreting
 from manyheads.core.ops.attention import triton_kernels as kernels
 from manyheads.core.ops.attention.triton_configs import CONFIGS, HEAD_DIMS, SHORT, Config
+from manyheads.core.ops.launches import LOG2E, architecture, dense, padded
 
-LOG2E = 1.4426950408889634
 # Partial sums of a bias gradient: enough programs to fill a GPU of 132 processors twice.
 PROGRAMS = 264
 
@@ -29,16 +29,11 @@ def _config(kernel: str, call: Call) -> Config:
     """The launch of a kernel; a GPU that is not in the table takes the row of the architecture below it."""
     if interpreting():
         return INTERPRETED
-    major, _ = torch.cuda.get_device_capability(call.q.device)
     if kernel == "forward" and call.shape[2] <= SHORT:
         kernel = "short"
     bits = 32 if call.q.dtype == torch.float32 else 16
     load = "heavy" if call.mask is not None or call.dropout_p else "light"
-    return CONFIGS[kernel, 90 if major >= 9 else 80, bits, load][_padded(call.q.shape[-1])]
-
-
-def _padded(dim: int) -> int:
-    return max(16, 1 << (dim - 1).bit_length())
+    return CONFIGS[kernel, architecture(call.q), bits, load][padded(call.q.shape[-1])]
 
 
 class Call(NamedTuple):
@@ -86,7 +81,7 @@ class Call(NamedTuple):
         """Compile-time constants and launch options."""
         return {
             "D": self.q.shape[-1],
-            "BLOCK_D": _padded(self.q.shape[-1]),
+            "BLOCK_D": padded(self.q.shape[-1]),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "HAS_BIAS": self.bias is not None,
@@ -98,11 +93,6 @@ class Call(NamedTuple):
             "num_warps": config.warps,
             "num_stages": config.stages,
         }
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Kernels take any strides but a last one of 1."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def forward(
@@ -122,9 +112,7 @@ def forward(
 
     That is `[B, H, Nq, 2]`: the largest base-2 score, and one over the sum of the exponentials.
     """
-    call = Call(
-        _dense(q), _dense(k), _dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p
-    )
+    call = Call(dense(q), dense(k), dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p)
     batch, heads, nq, _ = call.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     make = torch.zeros if sigmoid else torch.empty
@@ -157,10 +145,8 @@ def backward(
     needs_post_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of q, k, v, and of bias and post_scale where needed."""
-    call = Call(
-        _dense(q), _dense(k), _dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p
-    )
-    grad = _dense(grad)
+    call = Call(dense(q), dense(k), dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p)
+    grad = dense(grad)
     batch, heads, nq, nk = call.shape
     delta = rows if sigmoid else _delta(grad, out)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -184,7 +170,7 @@ def _delta(grad: Tensor, out: Tensor) -> Tensor:
     delta = torch.empty((batch, heads, nq), dtype=torch.float32, device=out.device)
     grid = (batch * heads * tr.cdiv(nq, 64),)
     kernels.delta_kernel[grid](
-        grad, out, delta, *grad.stride()[:3], heads, nq, D=dim, BLOCK_D=_padded(dim), BLOCK_M=64
+        grad, out, delta, *grad.stride()[:3], heads, nq, D=dim, BLOCK_D=padded(dim), BLOCK_M=64
     )  # fmt: skip
     return delta
 

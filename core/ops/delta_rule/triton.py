@@ -12,6 +12,7 @@ from torch import Tensor
 from manyheads.core.aot import ARCHITECTURES, Variant
 from manyheads.core.ops.delta_rule import cpu
 from manyheads.core.ops.delta_rule import triton_kernels as kernels
+from manyheads.core.ops.launches import architecture, padded
 
 _C = cpu.SIZE
 _DIMS = (16, 32, 64)  # padded widths of keys; with 128 a state and its neighbours do not fit the registers
@@ -97,20 +98,9 @@ def forward(
     kv = *_strides(k), *_strides(v), heads, key_dim, value_dim
     at = chunks.begin, chunks.length
     _run(
-        kernels.prepare_kernel,
-        (count, heads),
-        q,
-        key_dim,
-        k,
-        v,
-        beta,
-        log_decay,
-        *at,
-        inverse,
-        None,
-        None,
+        kernels.prepare_kernel, (count, heads), q, key_dim, k, v, beta, log_decay, *at, inverse, None, None,
         *kv,
-    )
+    )  # fmt: skip
     _run(
         kernels.state_kernel, (sequences * heads, value_dim), q, key_dim,
         k, v, beta, log_decay, *chunks, inverse, initial, kept, written, state, *kv,
@@ -177,8 +167,8 @@ def backward(
 
 def _run(kernel: Any, grid: tuple[int, ...], q: Tensor, key_dim: int, *arguments: Any) -> None:
     """Launch a kernel; a grid's last axis in channels becomes one in blocks of them."""
-    block_k = max(_DIMS[0], triton.next_power_of_2(key_dim))
-    launch = config(kernel.__name__, block_k, q.dtype == torch.float32, _arch(q))
+    block_k = padded(key_dim)
+    launch = config(kernel.__name__, block_k, q.dtype == torch.float32, architecture(q))
     if kernel.__name__ in _BY_VALUES:
         grid = (*grid[:-1], triton.cdiv(grid[-1], launch.block_v))
     kernel[grid](
@@ -190,12 +180,6 @@ def _run(kernel: Any, grid: tuple[int, ...], q: Tensor, key_dim: int, *arguments
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-
-
-def _arch(x: Tensor) -> int:
-    """The table's architecture for a tensor's device; the interpreter takes the newest."""
-    newest = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 9
-    return 90 if newest else 80
 
 
 def _precision(single: bool) -> str:

@@ -21,6 +21,7 @@ from manyheads.core.ops.depthwise_conv1d.triton_kernels import (
     share_kernel,
     short_backward_kernel,
 )
+from manyheads.core.ops.launches import dense
 
 # Up to this width the gradient before SiLU is recomputed at each shift, and one kernel does it all.
 _SHORT = 4
@@ -101,7 +102,7 @@ def backward(
     """Pull the gradient of y back; as `cpu.backward`."""
     taps = weight.shape[1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    given, dz = _given(x, weight, bias, past, cu_seqlens, left), _dense(dy)
+    given, dz = _given(x, weight, bias, past, cu_seqlens, left), dense(dy)
     total = torch.empty(taps + 1, x.shape[2], dtype=torch.float32, device=x.device)
     if silu and taps <= _SHORT:
         shares = _short(given, dz, dx, vectors)
@@ -129,7 +130,7 @@ def _given(
         token = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
         sequences = torch.searchsorted(cu_seqlens, token, right=True, out_int32=True) - 1
     bias, past = (None if v is None else v.contiguous() for v in (bias, past))
-    return _Given(_dense(x), weight.contiguous(), bias, past, cu_seqlens, sequences, left)
+    return _Given(dense(x), weight.contiguous(), bias, past, cu_seqlens, sequences, left)
 
 
 def _convolve(given: _Given, dy: Tensor | None, y: Tensor, silu: bool) -> None:
@@ -255,10 +256,6 @@ def _pull_past(given: _Given, dz: Tensor, dpast: Tensor, silu: bool) -> None:
         GROUP=_GROUP,
         num_warps=_PAST_WARPS,
     )
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
 
 
 # What a plain call has none of. Packed sequences with states have all: calls between the two hold less.

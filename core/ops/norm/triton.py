@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from manyheads.core.aot import Variant
+from manyheads.core.ops.launches import architecture
 from manyheads.core.ops.norm.triton_kernels import backward_kernel, forward_kernel, vectors_kernel
 
 MAX_ROW = 8192
@@ -101,7 +102,7 @@ def forward(
     added = None if residual is None else _rows(residual)
     count = rows.shape[0]
     stats = torch.empty(2, count, dtype=torch.float32, device=x.device)
-    block, config, _ = configs(d, _arch(x))
+    block, config, _ = configs(d, architecture(x))
     if count:
         forward_kernel[(triton.cdiv(count, config.rows),)](
             rows,
@@ -139,7 +140,7 @@ def backward(
     grad, rows = _rows(dy), _rows(z)
     direct = None if dz is None else _rows(dz)
     count = rows.shape[0]
-    block, _, config = configs(d, _arch(z))
+    block, _, config = configs(d, architecture(z))
     programs = min(config.programs, triton.cdiv(count, config.rows))
     shares = torch.empty(2, programs, d, dtype=torch.float32, device=z.device) if affine else None
     split = block > _SPLIT_ABOVE
@@ -190,13 +191,6 @@ def _rows(x: Tensor) -> Tensor:
 
 def _vector(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
-
-
-def _arch(x: Tensor) -> int:
-    if not x.is_cuda:
-        return 90  # the interpreter
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return 10 * major + minor
 
 
 def aot_variants() -> list[Variant]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from manyheads.core.aot import ARCHITECTURES, Variant
 from manyheads.core.dispatch import interpreting
 from manyheads.core.ops.attention.triton_configs import HEAD_DIMS, Config
+from manyheads.core.ops.launches import LOG2E, architecture, dense, padded
 from manyheads.core.ops.varlen_attention import triton_kernels as kernels
 from manyheads.core.ops.varlen_attention.triton_configs import CONFIGS
 
-LOG2E = 1.4426950408889634
 # Partial sums of the bias's gradient: enough programs to fill a GPU of 132 processors twice.
 PROGRAMS = 264
 # In the interpreter an operation costs the same whatever its size: few large blocks.
@@ -61,15 +61,14 @@ class Call(NamedTuple):
         """The launch of a kernel; a GPU that is not in the table takes the row of the one below it."""
         if interpreting():
             return INTERPRETED
-        major, _ = torch.cuda.get_device_capability(self.q.device)
         bits = 32 if self.q.dtype == torch.float32 else 16
-        return CONFIGS[kernel, 90 if major >= 9 else 80, bits][_padded(self.q.shape[-1])]
+        return CONFIGS[kernel, architecture(self.q), bits][padded(self.q.shape[-1])]
 
     def constants(self, config: Config) -> dict[str, Any]:
         """Compile-time constants and launch options."""
         return {
             "D": self.q.shape[-1],
-            "BLOCK_D": _padded(self.q.shape[-1]),
+            "BLOCK_D": padded(self.q.shape[-1]),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "HAS_BIAS": self.bias is not None,
@@ -77,10 +76,6 @@ class Call(NamedTuple):
             "num_warps": config.warps,
             "num_stages": config.stages,
         }
-
-
-def _padded(dim: int) -> int:
-    return max(16, 1 << (dim - 1).bit_length())
 
 
 def _call(
@@ -94,14 +89,10 @@ def _call(
     scale: float,
 ) -> Call:
     """Kernels take any strides but a last one of 1."""
-    q, k, v = (_dense(x) for x in (q, k, v))
+    q, k, v = (dense(x) for x in (q, k, v))
     return Call(
-        q, k, v, cu_q.contiguous(), cu_k.contiguous(), None if bias is None else _dense(bias), causal, scale
+        q, k, v, cu_q.contiguous(), cu_k.contiguous(), None if bias is None else dense(bias), causal, scale
     )
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
@@ -157,12 +148,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v, and of bias where needed."""
     call = _call(q, k, v, cu_q, cu_k, bias, causal, scale)
-    grad = _dense(grad)
+    grad = dense(grad)
     tokens, heads, dim = q.shape
     delta = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
     _launch(
         kernels.delta_kernel, tr.cdiv(tokens, 64) * heads,
-        grad, out, delta, *grad.stride()[:2], heads, tokens, D=dim, BLOCK_D=_padded(dim), BLOCK_M=64,
+        grad, out, delta, *grad.stride()[:2], heads, tokens, D=dim, BLOCK_D=padded(dim), BLOCK_M=64,
     )  # fmt: skip
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     inputs, numbers = (*call.pointers(), grad, rows, delta), call.numbers(grad)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from manyheads.core.aot import Variant
 from manyheads.core.dispatch import interpreting
+from manyheads.core.ops.launches import LOG2E, architecture, dense, padded
 from manyheads.core.ops.window_attention import triton_kernels as kernels
 from manyheads.core.ops.window_attention.geometry import Geometry, layout
 from manyheads.core.ops.window_attention.triton_configs import CONFIGS, SHORT, Config
 
-LOG2E = 1.4426950408889634
 BITS = 15  # of x and of y in the kernels' table
 # Programs of a sum over windows: enough to fill a GPU of 132 processors four times (small tiles), or twice.
 MANY, FEW = 528, 264
@@ -45,9 +45,8 @@ class Call(NamedTuple):
         """The launch of a kernel; a GPU not in the table takes the row of the architecture below it."""
         if interpreting():
             return INTERPRETED
-        major, _ = torch.cuda.get_device_capability(self.q.device)
         bits = 32 if self.q.dtype == torch.float32 else 16
-        return CONFIGS[kernel, 90 if major >= 9 else 80, bits].get(_padded(self.q.shape[-1]))
+        return CONFIGS[kernel, architecture(self.q), bits].get(padded(self.q.shape[-1]))
 
     def pointers(self) -> list[Tensor]:
         """The inputs in the kernels' order; an absent bias is any tensor, as no kernel reads it."""
@@ -69,7 +68,7 @@ class Call(NamedTuple):
         blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
         return {
             "D": self.q.shape[-1],
-            "BLOCK_D": _padded(self.q.shape[-1]),
+            "BLOCK_D": padded(self.q.shape[-1]),
             **({"BLOCK": config.block_m} if one_block else blocks),
             "HAS_BIAS": self.bias is not None,
             "SHIFTED": self.where.shifted,
@@ -95,17 +94,8 @@ def _places(where: Geometry, device: torch.device) -> Tensor:
     return code.to(torch.int32).to(device)  # the side may reach into the sign
 
 
-def _padded(dim: int) -> int:
-    return max(16, 1 << (dim - 1).bit_length())
-
-
 def _call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, where: Geometry, scale: float) -> Call:
-    return Call(_dense(q), _dense(k), _dense(v), bias, where, scale)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Kernels take any strides but a last one of 1."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return Call(dense(q), dense(k), dense(v), bias, where, scale)
 
 
 def forward(
@@ -144,7 +134,7 @@ def backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of q, k, v, and of the bias `[heads, n, n]` in float32 where it is needed."""
-    call, grad = _call(q, k, v, bias, where, scale), _dense(grad)
+    call, grad = _call(q, k, v, bias, where, scale), dense(grad)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     grads = (dq, dk, dv)
     config = call.config("small") if where.tokens <= SHORT else None

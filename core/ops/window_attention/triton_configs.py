@@ -8,24 +8,9 @@ at once, where it fits the registers: elsewhere they take the three kernels of l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from manyheads.core.ops.attention.triton_configs import Config, _row
 
-HEAD_DIMS = (16, 32, 64, 128, 256)
 SHORT = 64  # rows of a tile that holds whole windows
-
-
-class Config(NamedTuple):
-    """Block sizes of queries and keys, warps a block, stages of the load pipeline."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-def _row(*entries: tuple[int, int, int, int]) -> dict[int, Config]:
-    return {dim: Config(*entry) for dim, entry in zip(HEAD_DIMS, entries, strict=False)}
-
 
 # fmt: off
 CONFIGS: dict[tuple[str, int, int], dict[int, Config]] = {
