@@ -239,13 +239,13 @@ def domain(name: str, args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(options.overview(name))
         return 0 if args else UsageError.exit_code
-    action, rest = options.check(name, args)
+    action, task, rest = options.check(name, args)
     if rest is None:
-        print(options.help_text(name, action))
+        print(options.help_text(name, action, task.name))
         return 0
     from manyheads.apps import training
 
-    return training.run(name, action, rest)
+    return training.run(name, task, action, rest)
 
 
 def dispatch(args: Sequence[str]) -> int:

@@ -1,15 +1,18 @@
 """What `manyheads DOMAIN fit|validate|test|predict` takes, known without importing torch.
 
-`configs/<domain>/help.txt` is the training parser's own help, written by `python -m manyheads.apps.training`;
-a test regenerates it and compares. Config names resolve here too.
+`configs/<domain>/help/<task>.txt` is the training parser's own help, written by
+`python -m manyheads.apps.training`; a test regenerates it and compares. Config names resolve here too, and a
+config says here which task it is of: the options depend on it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
+from manyheads.core.catalog import Task, tasks
 from manyheads.core.errors import UsageError, did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -49,26 +52,73 @@ def overview(domain: str) -> str:
     """Return the help of `manyheads DOMAIN`."""
     lines = [f"usage: manyheads {domain} {{{','.join(ACTIONS)}}} --config NAME_OR_FILE [options]", ""]
     lines += [f"  {action:9} {text}" for action, text in ACTIONS.items()]
+    lines += ["", "tasks, named by --task or by `task` in the config (the first one by default):"]
+    lines += [f"  {task.name:15} {task.summary}" for task in tasks(domain).values()]
     lines += ["", f"shipped configs: {', '.join(configs(domain))}"]
-    lines += [f"`manyheads {domain} fit --help` shows the options; every one can stand in a config."]
+    lines += [f"`manyheads {domain} fit --task TASK --help` shows the options; each can stand in a config."]
     return "\n".join(lines)
 
 
-def help_text(domain: str, action: str) -> str:
-    """Return the shipped help of an action."""
-    return (CONFIGS / domain / "help.txt").read_text().replace("ACTION", action).rstrip()
+def find_task(domain: str, name: str | None = None) -> Task:
+    """Return a domain's task by name, the usual one by default.
+
+    Raises:
+        UsageError: The domain has no such task.
+    """
+    known = tasks(domain)
+    if name is not None and name not in known:
+        raise UsageError(f"no {domain} task {name!r}{did_you_mean(name, known)} (tasks: {', '.join(known)})")
+    return known[name] if name is not None else next(iter(known.values()))
 
 
-def known_options(domain: str) -> list[str]:
-    """Return the options of a domain's training parser, as the shipped help lists them."""
-    return re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", help_text(domain, "fit"), re.MULTILINE)
+def task_of(domain: str, args: Sequence[str]) -> Task:
+    """Return the task that arguments ask for: by --task, else by `task` in the last config that names one.
+
+    Args:
+        args: Arguments whose config names are resolved to files.
+
+    Raises:
+        UsageError: The domain has no such task.
+    """
+    named = _values(args, "--task")
+    if not named:
+        named = [name for config in _values(args, "--config", "-c") for name in _config_task(Path(config))]
+    return find_task(domain, named[-1] if named else None)
 
 
-def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
+def _values(args: Sequence[str], *options: str) -> list[str]:
+    """Return the values given for an option, as `--option value` or `--option=value`."""
+    found = [arg.partition("=")[2] for arg in args if "=" in arg and arg.partition("=")[0] in options]
+    return found + [value for arg, value in pairwise(args) if arg in options]
+
+
+def _config_task(config: Path) -> list[str]:
+    """Return the task that a config names, if it does; what is wrong with a config, the parser says."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(config.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return []
+    return [str(content["task"])] if isinstance(content, dict) and content.get("task") is not None else []
+
+
+def help_text(domain: str, action: str, task: str) -> str:
+    """Return the shipped help of an action for a task."""
+    return (CONFIGS / domain / "help" / f"{task}.txt").read_text().replace("ACTION", action).rstrip()
+
+
+def known_options(domain: str, task: str) -> list[str]:
+    """Return the options of a task's training parser, as the shipped help lists them."""
+    return re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", help_text(domain, "fit", task), re.MULTILINE)
+
+
+def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None]:
     """Check an action and its options, and resolve config names.
 
     Returns:
-        The action, and its arguments with config names replaced by paths; None where help was asked for.
+        The action, its task, and its arguments with config names replaced by paths; None where help was
+        asked for.
 
     Raises:
         UsageError: No such action, option or config; the closest is suggested.
@@ -79,8 +129,10 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
             f"no action {action!r}{did_you_mean(action, ACTIONS)} (actions: {', '.join(ACTIONS)})"
         )
     if any(arg in ("-h", "--help") for arg in rest):
-        return action, None
-    known = known_options(domain)
+        return action, find_task(domain, *_values(rest, "--task")[-1:]), None
+    resolved = _with_config_paths(domain, rest)
+    task = task_of(domain, resolved)
+    known = known_options(domain, task.name)
     for arg in rest:
         option = arg.split("=", 1)[0]
         if option.startswith("--") and not _is_known(option, known):
@@ -90,7 +142,7 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, list[str] | None]:
             )
     if not any(arg.split("=", 1)[0] in ("--config", "-c") for arg in rest):
         raise UsageError(f"--config is needed: a file, or one of {', '.join(configs(domain))}")
-    return action, _with_config_paths(domain, rest)
+    return action, task, resolved
 
 
 def _is_known(option: str, known: Sequence[str]) -> bool:

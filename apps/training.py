@@ -1,13 +1,12 @@
-"""`manyheads DOMAIN fit|validate|test|predict`: one LightningCLI for every domain.
+"""`manyheads DOMAIN fit|validate|test|predict`: one LightningCLI for every task of every domain.
 
-A domain gives its LightningModule and LightningDataModule; the rest (run folder, checkpoints, resuming, the
+A task gives its LightningModule and LightningDataModule; the rest (run folder, checkpoints, resuming, the
 model folder at the end of a fit) is the same. The trainer's options are a closed list of plain values: no
 option names a class, so that no config can run code.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -19,11 +18,11 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, capture_parser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -34,15 +33,20 @@ from manyheads.apps import options
 from manyheads.apps.callbacks import EpochLines, Resumable
 from manyheads.apps.stopping import Stopped
 from manyheads.core import hub
-from manyheads.core.catalog import DOMAINS
+from manyheads.core.catalog import DOMAINS, Task, load_class, tasks
 from manyheads.core.errors import UsageError, did_you_mean
 
 BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
 
 
-class Task(Protocol):
-    """What a domain's LightningModule offers beside training: its plain module, and how that is built."""
+class Trained(Protocol):
+    """What a task's LightningModule offers beside training: its plain module, and how that is built.
 
+    `LINKS` names options that the data module decides for the task, as (source, target, when): when is
+    "parse", or "instantiate" for what is known only of the data module itself.
+    """
+
+    LINKS: ClassVar[tuple[tuple[str, str, Literal["parse", "instantiate"]], ...]]
     model: nn.Module
     name: str
 
@@ -52,7 +56,7 @@ class Task(Protocol):
 
 
 class Data(Protocol):
-    """What a domain's LightningDataModule offers: its file, and what prediction must repeat of it."""
+    """What a task's LightningDataModule offers: its file, and what prediction must repeat of it."""
 
     @property
     def path(self) -> Path:
@@ -60,13 +64,6 @@ class Data(Protocol):
 
     def preprocessing(self) -> Mapping[str, object]:
         """What the model folder's predictor needs; plain JSON."""
-
-
-def domain_classes(domain: str) -> tuple[type[LightningModule], type[LightningDataModule]]:
-    """Return a domain's task and data module: `TASK` and `DATA` of its `task.py` and `data.py`."""
-    task = importlib.import_module(f"manyheads.{domain}.task").TASK
-    data = importlib.import_module(f"manyheads.{domain}.data").DATA
-    return task, data
 
 
 def build_trainer(
@@ -126,6 +123,24 @@ def build_trainer(
 class CLI(LightningCLI):
     """The parser and the instances of one call; `run` below acts on them."""
 
+    def __init__(self, task: Task, prog: str, args: Sequence[str]) -> None:
+        self.task = task
+        super().__init__(
+            load_class(task.training),
+            load_class(task.data),
+            save_config_callback=None,
+            trainer_class=build_trainer,
+            parser_kwargs={
+                "exit_on_error": False,
+                "prog": prog,
+                "description": "Every option can stand in the config, too.",
+            },
+            args=list(args),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take a seed, always a number: a saved config must repeat its run."""
         parser.add_argument(
@@ -133,8 +148,9 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what a run folder needs, and link the sizes that task and data share."""
+        """Add what a run folder needs, and link what task and data share."""
         add = parser.add_argument
+        add("--task", type=str, default=self.task.name, help="What is trained; the options are this task's.")
         add("--output", type=str, default=None, help="Run folder (default: runs/<name of the config>).")
         add("--overwrite", type=bool, default=False, help="fit: replace the run that is in the folder.")
         add(
@@ -146,8 +162,8 @@ class CLI(LightningCLI):
             default=3,
             help="fit: stop after so many epochs without a better val_loss.",
         )
-        for name in ("seq_len", "pred_len"):
-            parser.link_arguments(f"data.{name}", f"model.{name}")
+        for source, target, when in cast(Trained, self.model_class).LINKS:
+            parser.link_arguments(source, target, apply_on=when)
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
@@ -159,37 +175,21 @@ class CLI(LightningCLI):
         return build_trainer(**self.config_init["trainer"])
 
 
-def make_cli(domain: str, action: str, args: Sequence[str]) -> CLI:
+def make_cli(domain: str, task: Task, action: str, args: Sequence[str]) -> CLI:
     """Parse arguments and build task, data and trainer.
 
     Raises:
         UsageError: An option or a config does not fit; one line.
     """
-    task, data = domain_classes(domain)
-    parser_options = {
-        "exit_on_error": False,
-        "prog": f"manyheads {domain} {action}",
-        "description": "Every option can stand in the config, too.",
-    }
     try:
-        return CLI(
-            task,
-            data,
-            save_config_callback=None,
-            trainer_class=build_trainer,
-            parser_kwargs=parser_options,
-            args=list(args),
-            run=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        return CLI(task, f"manyheads {domain} {action}", args)
     except ArgumentError as error:
-        raise UsageError(explain_error(str(error), options.known_options(domain))) from error
+        raise UsageError(explain_error(str(error), options.known_options(domain, task.name))) from error
 
 
-def make_parser(domain: str, action: str) -> ArgumentParser:
+def make_parser(domain: str, task: Task, action: str) -> ArgumentParser:
     """Return the parser of an action, without parsing anything."""
-    return capture_parser(make_cli, domain, action, [])
+    return capture_parser(make_cli, domain, task, action, [])
 
 
 def explain_error(message: str, known: Sequence[str]) -> str:
@@ -207,10 +207,10 @@ def explain_error(message: str, known: Sequence[str]) -> str:
     return " ".join(message.split())[:300]
 
 
-def run(domain: str, action: str, args: Sequence[str]) -> int:
+def run(domain: str, task: Task, action: str, args: Sequence[str]) -> int:
     """Run one action from parsed-down arguments (config names already resolved to files)."""
     quieten()
-    cli = make_cli(domain, action, args)
+    cli = make_cli(domain, task, action, args)
     config = cli.config
     folder = Path(config["output"] or Path("runs") / Path(str(config["config"][-1])).stem)
     try:
@@ -279,7 +279,7 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
         "seed": cli.config["seed_everything"],
     }
     load_weights(cli.model, folder / BEST)
-    write_model_folder(domain, cast(Task, cli.model), cast(Data, cli.datamodule), folder / MODEL, summary)
+    write_model_folder(domain, cast(Trained, cli.model), cast(Data, cli.datamodule), folder / MODEL, summary)
     print(
         f"best val_loss {checkpoint.best_model_score:.4f} after {summary['epochs']} epochs, {seconds:.0f} s"
     )
@@ -288,7 +288,7 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
 
 
 def write_model_folder(
-    domain: str, task: Task, data: Data, path: Path, training: dict[str, hub.Json]
+    domain: str, task: Trained, data: Data, path: Path, training: dict[str, hub.Json]
 ) -> None:
     """Save a trained task's plain module with everything that prediction needs."""
     hub.save(
@@ -364,12 +364,12 @@ def predict(cli: CLI, folder: Path) -> int:
     return result.exit_code
 
 
-def write_help(domain: str) -> str:
-    """Return the text that `configs/<domain>/help.txt` holds, at 110 columns."""
+def write_help(domain: str, task: Task) -> str:
+    """Return the text that `configs/<domain>/help/<task>.txt` holds, at 110 columns."""
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "110"
     try:
-        return make_parser(domain, "ACTION").format_help()
+        return make_parser(domain, task, "ACTION").format_help()
     finally:
         del os.environ["COLUMNS"]
         if columns is not None:
@@ -378,4 +378,5 @@ def write_help(domain: str) -> str:
 
 if __name__ == "__main__":
     for each in DOMAINS:
-        (options.CONFIGS / each / "help.txt").write_text(write_help(each))
+        for known in tasks(each).values():
+            (options.CONFIGS / each / "help" / f"{known.name}.txt").write_text(write_help(each, known))

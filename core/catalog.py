@@ -1,6 +1,6 @@
-"""The catalogue: names to builders, read without importing torch.
+"""The catalogue: names to builders, and tasks to classes, read without importing torch.
 
-A domain's `catalog.py` holds `MODELS`, a tuple of `Entry`; nothing is found by scanning.
+A domain's `catalog.py` holds `MODELS`, a tuple of `Entry`, and `TASKS`; nothing is found by scanning.
 """
 
 from __future__ import annotations
@@ -33,6 +33,31 @@ class Entry:
     paper: str
     licence: str
     summary: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a domain: the classes that train it and the one that predicts, as `"module:class"`.
+
+    Data only, as an entry is; the name is that of `Entry.task`.
+    """
+
+    name: str
+    summary: str
+    training: str
+    data: str
+    predictor: str
+
+
+def tasks(domain: str) -> dict[str, Task]:
+    """Return a domain's tasks by name, the usual one first: the `TASKS` of its `catalog.py`."""
+    return {task.name: task for task in importlib.import_module(f"manyheads.{domain}.catalog").TASKS}
+
+
+def load_class(reference: str) -> type:
+    """Import and return what `"module:class"` names."""
+    module, _, name = reference.partition(":")
+    return cast(type, getattr(importlib.import_module(module), name))
 
 
 def entries(domain: str | None = None) -> list[Entry]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
 import re
@@ -229,9 +228,9 @@ def load(reference: str | Path) -> AnyPredictor:
 
 
 def make_predictor(model: nn.Module, config: ModelConfig) -> AnyPredictor:
-    """Return the predictor of a loaded model: the `Predictor` of its domain's `predictor.py`."""
-    module = importlib.import_module(f"manyheads.{config.domain}.predictor")
-    return cast("AnyPredictor", module.Predictor.from_folder(model, config))
+    """Return the predictor of a loaded model: that of its task, as the domain's catalogue says."""
+    task = catalog.tasks(config.domain)[catalog.find(config.name).task]
+    return cast("AnyPredictor", catalog.load_class(task.predictor).from_folder(model, config))  # type: ignore[attr-defined]
 
 
 class _Wrong(Exception):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from manyheads.core.catalog import Entry
+from manyheads.core.catalog import Entry, Task
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="forecast",
+        summary="the next rows of every series",
+        training="manyheads.timeseries.task:Forecaster",
+        data="manyheads.timeseries.data:ForecastData",
+        predictor="manyheads.timeseries.predictor:Predictor",
+    ),
+)
 
 MODELS: tuple[Entry, ...] = (
     Entry(

@@ -200,6 +200,3 @@ class ForecastData(LightningDataModule):
             "time_features": list(feature_names(self.freq)),
             "scaler": self.scaler.to_json(),
         }
-
-
-DATA = ForecastData

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,6 +31,11 @@ class Forecaster(LightningModule):
         learning_rate: Adam's learning rate in the first two epochs.
         lr_decay: What it is multiplied by at the start of each epoch from the third on.
     """
+
+    LINKS: ClassVar[tuple[tuple[str, str, Literal["parse", "instantiate"]], ...]] = (
+        ("data.seq_len", "model.seq_len", "parse"),
+        ("data.pred_len", "model.pred_len", "parse"),
+    )
 
     def __init__(
         self,
@@ -115,6 +120,3 @@ class Forecaster(LightningModule):
         totals = self.trainer.strategy.reduce(self._errors.totals, reduce_op="sum")
         assert isinstance(totals, Tensor)
         self._errors.totals = totals
-
-
-TASK = Forecaster

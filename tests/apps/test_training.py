@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from manyheads.apps import cli, options, training
+from manyheads.core.catalog import tasks
 from manyheads.core.errors import UsageError
 
 SCRIPT = Path(sys.executable).parent / "manyheads"
@@ -168,7 +169,8 @@ def test_another_models_checkpoint_is_refused(
 
 @pytest.mark.parametrize("path", ["nowhere.ckpt", "https://example.org/last.ckpt"])
 def test_a_checkpoint_must_be_a_local_file(config: Path, tmp_path: Path, path: str) -> None:
-    cli_ = training.make_cli("timeseries", "fit", ["--config", str(config), "--ckpt_path", path])
+    task = options.find_task("timeseries")
+    cli_ = training.make_cli("timeseries", task, "fit", ["--config", str(config), "--ckpt_path", path])
     with pytest.raises(UsageError, match="no checkpoint file"):
         training.fit("timeseries", cli_, tmp_path / "run")
 
@@ -206,9 +208,20 @@ def test_config_errors_are_short(
     assert "Traceback" not in error
 
 
-def test_the_shipped_help_is_the_parsers() -> None:
-    shipped = (options.CONFIGS / "timeseries" / "help.txt").read_text()
-    assert training.write_help("timeseries") == shipped, "run: python -m manyheads.apps.training"
+@pytest.mark.parametrize("name", tasks("timeseries"))
+def test_the_shipped_help_is_the_parsers(name: str) -> None:
+    shipped = (options.CONFIGS / "timeseries" / "help" / f"{name}.txt").read_text()
+    made = training.write_help("timeseries", options.find_task("timeseries", name))
+    assert made == shipped, "run: python -m manyheads.apps.training"
+
+
+def test_the_task_comes_from_the_option_or_the_config(tmp_path: Path) -> None:
+    config = tmp_path / "one.yaml"
+    config.write_text("task: forecats\n")
+    with pytest.raises(UsageError, match="no timeseries task 'forecats'; did you mean 'forecast'"):
+        options.task_of("timeseries", ["--config", str(config)])
+    assert options.task_of("timeseries", [f"--config={config}", "--task", "forecast"]).name == "forecast"
+    assert options.task_of("timeseries", []) is options.find_task("timeseries")
 
 
 @pytest.mark.parametrize("name", options.configs("timeseries"))
@@ -217,4 +230,6 @@ def test_shipped_configs_begin_with_their_command_and_result_and_parse(name: str
     head = path.read_text().splitlines()[:8]
     assert head[0] == f"# manyheads timeseries fit --config {name}"
     assert any("MSE" in line and "windows" in line for line in head)
-    assert training.make_cli("timeseries", "fit", ["--config", str(path)]).config["model"]["name"]
+    args = ["--config", str(path)]
+    cli_ = training.make_cli("timeseries", options.task_of("timeseries", args), "fit", args)
+    assert cli_.config["model"]["name"]

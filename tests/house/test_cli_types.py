@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from manyheads.apps import training
-from manyheads.core.catalog import DOMAINS
+from manyheads.core.catalog import DOMAINS, Task, tasks
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -22,15 +22,18 @@ def leaves(hint: Any) -> list[Any]:
     return [hint]
 
 
-def options(domain: str) -> dict[str, Any]:
-    """Type hints of every option of a domain's training parser, by name."""
-    parser = training.make_parser(domain, "fit")
+def options(domain: str, task: Task) -> dict[str, Any]:
+    """Type hints of every option of a task's training parser, by name."""
+    parser = training.make_parser(domain, task, "fit")
     return {action.dest: action._typehint for action in parser._actions if hasattr(action, "_typehint")}
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_every_option_is_plain(domain: str) -> None:
-    found = options(domain)
+@pytest.mark.parametrize(
+    ("domain", "task"),
+    [pytest.param(d, task, id=f"{d}-{task.name}") for d in DOMAINS for task in tasks(d).values()],
+)
+def test_every_option_is_plain(domain: str, task: Task) -> None:
+    found = options(domain, task)
     assert len(found) > 15
     assert {"model.name", "data.dataset", "trainer.max_epochs"} <= found.keys()
     for name, hint in found.items():

@@ -39,7 +39,7 @@ def test_the_wheel_holds_every_source_and_its_data(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == sources | {"manyheads/__init__.py"}
     assert {"manyheads/py.typed", "manyheads/timeseries/datasets/ETT_LICENSE.txt"} <= names
     assert "manyheads/apps/configs/timeseries/itransformer_etth1_96.yaml" in names
-    assert "manyheads/apps/configs/timeseries/help.txt" in names
+    assert "manyheads/apps/configs/timeseries/help/forecast.txt" in names
     assert etth1 == (ROOT / "timeseries/datasets/ETTh1.csv").read_bytes()
     assert not any(name.startswith(("core/", "tests/", "benchmarks/")) for name in names)
 
