@@ -25,10 +25,7 @@ def cases(device: str) -> Iterator[Case]:
         u = torch.randn(batch, length, dim, device=device)
         k = torch.randn(dim, length, device=device) / length**0.5
         for name, run in (("forward", inference), ("forward+backward", training)):
-            steps = []
-            for function in (fft_conv, peer):
-                torch.manual_seed(0)  # the same cotangent for both
-                steps.append(run(function, u, k))
+            steps = run(fft_conv, u, k), run(peer, u, k)
             words = "rfft, irfft" if peer is composed else "F.conv1d(groups=D)"
             yield Case(
                 name=f"fft_conv {name}",

@@ -86,12 +86,8 @@ def case(
         )  # fmt: skip
         return found[0]
 
-    # Both draw their cotangent from the state that they start with.
-    def make(function):  # type: ignore[no-untyped-def]
-        torch.manual_seed(1)
-        return (training if train else inference)(function, x)
-
-    one, other = make(attended if projected else ours), make(theirs)
+    make = training if train else inference
+    one, other = make(attended if projected else ours, x), make(theirs, x)
     return Case(
         f"local_attention{'' if projected else ' layer'} {'forward+backward' if train else 'forward'}",
         f"B{batch} L{TOKENS} 12x64 window {window}, {global_tokens} global",

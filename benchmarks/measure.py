@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], object]
+Output = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -154,21 +155,24 @@ def _status(field: str) -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field + ":")))
 
 
-def training(function: Callable[..., Tensor], *inputs: Tensor) -> Step:
-    """A forward and backward pass: gradients of all inputs for one fixed cotangent."""
+def training(
+    function: Callable[..., Output], *inputs: Tensor, cotangent: Tensor | Sequence[Tensor] | None = None
+) -> Step:
+    """A forward and backward pass: gradients of all inputs; without a cotangent for one fixed draw."""
     leaves = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
     wanted = [x for x in leaves if x.requires_grad]
-    with torch.no_grad():
-        out = function(*leaves)
-    drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))  # the same for ours and theirs
-    cotangent = drawn.to(out.device, out.dtype)
+    if cotangent is None:  # the same for ours and theirs
+        with torch.no_grad():
+            out = function(*leaves)
+        drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+        cotangent = drawn.to(out.device, out.dtype)
     return lambda: torch.autograd.grad(function(*leaves), wanted, cotangent)
 
 
-def inference(function: Callable[..., Tensor], *inputs: Tensor) -> Step:
+def inference(function: Callable[..., Output], *inputs: Tensor) -> Step:
     """A forward pass without gradients."""
 
-    def step() -> Tensor:
+    def step() -> Output:
         with torch.no_grad():
             return function(*inputs)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
 
-from benchmarks.measure import Case, Step, difference, inference
+from benchmarks.measure import Case, difference, inference, training
 from manyheads.core.ops import edge_order, segment_attention
 
 HEADS, DIM, CLAMP, EPS = 8, 8, 5.0, 1e-6
@@ -82,9 +82,9 @@ def cases(device: str) -> Iterator[Case]:
             q, k, v, edge_index, edge=edge, clamp=CLAMP, eps=EPS, return_edge=True, order=order
         )
 
-    cotangents = [torch.randn_like(x) for x in (inputs[0], inputs[3])]
+    both_ways = partial(training, cotangent=[torch.randn_like(x) for x in (inputs[0], inputs[3])])
     for name, op in (("", ours), (", sorted once", partial(ours, order=order))):
-        for kind, make in (("forward", inference), ("forward+backward", partial(both_ways, cotangents))):
+        for kind, make in (("forward", inference), ("forward+backward", both_ways)):
             steps = make(op, *inputs), make(theirs, *inputs)
             yield Case(
                 f"segment_attention {kind}{name}",
@@ -94,9 +94,3 @@ def cases(device: str) -> Iterator[Case]:
                 target=2.0,
                 difference=difference(*steps),
             )
-
-
-def both_ways(cotangents: list[Tensor], function, *inputs: Tensor) -> Step:
-    """A forward and backward pass through both outputs."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return lambda: torch.autograd.grad(function(*leaves), leaves, cotangents)

@@ -8,13 +8,13 @@ as long; the peer here unbinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Case, Step
+from benchmarks.measure import Case, Step, difference, inference, training
 from manyheads.core.dispatch import use_backend
 from manyheads.core.ops import selective_scan
 
@@ -56,11 +56,12 @@ def cases(device: str) -> Iterator[Case]:
         turned = [turn(x) for x in inputs]
         cotangent = torch.randn(batch, length, 384, device=device)
         shape = f"B{batch} L{length} D384 N16"
-        mine, theirs = forward(ours, inputs), forward(steps, turned)
+        mine, theirs = inference(ours, *inputs), inference(steps, *turned)
         yield compare("forward", shape, mine, theirs, 8.0 if first else None)
         if first and device == "cpu":
             yield compare("forward, without numba", shape, plain(mine), theirs)
-        mine, theirs = both(ours, inputs, cotangent), both(steps, turned, turn(cotangent))
+        mine = training(ours, *inputs, cotangent=cotangent)
+        theirs = training(steps, *turned, cotangent=turn(cotangent))
         yield compare(
             "forward+backward", shape, mine, theirs, 6.0 if first else None, 0.125 if first else None
         )
@@ -71,24 +72,12 @@ def cases(device: str) -> Iterator[Case]:
 def compare(
     name: str, shape: str, mine: Step, theirs: Step, target: float | None = None, memory: float | None = None
 ) -> Case:
-    def difference() -> float:
-        pairs = zip(mine(), theirs(), strict=True)  # type: ignore[call-overload]
-        return max(((a - turn(b)).abs().max() / b.abs().max()).item() for a, b in pairs)
+    def same() -> object:
+        found = theirs()
+        return turn(found) if isinstance(found, Tensor) else [turn(x) for x in found]  # type: ignore[attr-defined]
 
-    return Case(f"selective_scan {name}", shape, PEER, mine, theirs, target, difference, memory=memory)
-
-
-def forward(function: Callable[..., Tensor], inputs: list[Tensor]) -> Step:
-    def step() -> tuple[Tensor]:
-        with torch.no_grad():
-            return (function(*inputs),)
-
-    return step
-
-
-def both(function: Callable[..., Tensor], inputs: list[Tensor], cotangent: Tensor) -> Step:
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
+    differ = difference(mine, same)
+    return Case(f"selective_scan {name}", shape, PEER, mine, theirs, target, differ, memory=memory)
 
 
 def plain(step: Step) -> Step:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Case, Step, difference, inference
+from benchmarks.measure import Case, Step, difference, inference, training
 from manyheads.core.ops import varlen_attention
 
 SEQUENCES, LONGEST, HEADS, DIM, FAR = 64, 512, 8, 64, 32
@@ -69,8 +69,7 @@ def step_of(function: Callable[..., Tensor], cotangent: Tensor | None, *inputs: 
     """A forward pass, or with a cotangent forward and backward; that of padding is zero."""
     if cotangent is None:
         return inference(function, *inputs)
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
+    return training(function, *inputs, cotangent=cotangent)
 
 
 def unpadded(step: Step, inside: Tensor) -> Step:
