@@ -34,6 +34,7 @@ TABLES = {
         "delta_rule",
         "depthwise_conv1d",
         "fft_conv",
+        "flow_attention",
     ),
     "timeseries": ("timeseries",),
 }

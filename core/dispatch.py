@@ -125,6 +125,7 @@ OPS = {
     "delta_rule": "delta_rule",
     "depthwise_conv1d": "depthwise_conv1d",
     "fft_conv": "fft_conv",
+    "flow_attention": "flow_attention",
     "gated_attention_unit": "gated_attention_unit",
     "layer_norm": "norm",
     "linear_attention": "linear_attention",

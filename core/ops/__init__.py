@@ -11,6 +11,7 @@ from manyheads.core.ops.decay_attention import decay_attention, decay_attention_
 from manyheads.core.ops.delta_rule import delta_rule, delta_rule_step
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.fft_conv import fft_conv
+from manyheads.core.ops.flow_attention import flow_attention
 from manyheads.core.ops.gated_attention_unit import gated_attention_unit
 from manyheads.core.ops.linear_attention import LinearState, linear_attention, linear_attention_step
 from manyheads.core.ops.local_attention import local_attention
@@ -38,6 +39,7 @@ __all__ = [
     "depthwise_conv1d_step",
     "edge_order",
     "fft_conv",
+    "flow_attention",
     "gated_attention_unit",
     "layer_norm",
     "linear_attention",
