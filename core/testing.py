@@ -184,6 +184,17 @@ def check_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> None:
     assert torch.autograd.gradcheck(function, doubles, eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
+def assert_within(got: Tensor, want: Tensor, relative: float) -> None:
+    """Assert that no value is off by more than a share of the largest, as recorded cases give tolerances.
+
+    Raises:
+        AssertionError: One is, or the shapes differ.
+    """
+    assert got.shape == want.shape, f"shape {tuple(got.shape)}, should be {tuple(want.shape)}"
+    error = (got.detach() - want).abs().max().item()
+    assert error <= relative * want.abs().max().item(), f"off by {error:.2e}"
+
+
 def run_interpreter_tests(path: Path, timeout: float = 600) -> int:
     """Run the tests of a file or folder that are marked `interpreter`, in a pytest process of their own.
 

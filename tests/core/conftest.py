@@ -1,19 +1,29 @@
-"""Cases that the attention tests share, on the CPU, in the interpreter and on a GPU."""
+"""What an op's tests share on the CPU, in the interpreter and on a GPU: its cases, and full precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core.ops.attention import attention, reference
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d
 from manyheads.core.ops.depthwise_conv1d.reference import depthwise_conv1d as plain_conv1d
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """The plain formulas that kernels are compared with must not round their products to TF32 on a GPU."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @dataclass
@@ -108,6 +118,64 @@ def conv_case() -> Callable[..., ConvCase]:
         return ConvCase(inputs, options)
 
     return build
+
+
+@pytest.fixture
+def delta_inputs() -> Callable[..., list[Tensor]]:
+    """Draw queries, unit keys, values, rates, log-decays and first states of `delta_rule`, with gradients."""
+
+    def draw(
+        batch: int,
+        length: int,
+        heads: int,
+        key: int,
+        value: int,
+        *,
+        states: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> list[Tensor]:
+        drawn = [
+            torch.randn(batch, length, heads, key),
+            F.normalize(torch.randn(batch, length, heads, key), dim=-1),
+            torch.randn(batch, length, heads, value),
+            torch.rand(batch, length, heads),
+            F.logsigmoid(torch.randn(batch, length, heads) + 2),
+            0.3 * torch.randn(states or batch, heads, key, value),
+        ]
+        return [x.to(device, dtype).requires_grad_() for x in drawn]
+
+    return draw
+
+
+@pytest.fixture
+def scan_inputs() -> Callable[..., list[Tensor]]:
+    """Draw u, delta, A, B, C, D, z, delta_bias and initial_state of `selective_scan`, all with gradients."""
+
+    def draw(
+        batch: int,
+        length: int,
+        d: int,
+        n: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        states: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype)
+
+        A = -4 * torch.rand(d, n, generator=generator) - 0.05
+        rows = [normal(batch, length, d) for _ in range(3)]
+        both = [normal(batch, length, n) for _ in range(2)]
+        state = normal(batch if states is None else states, d, n).float()
+        found = [*rows[:2], A, *both, normal(d), rows[2], normal(d), state]
+        return [x.to(device).requires_grad_() for x in found]
+
+    return draw
 
 
 @dataclass

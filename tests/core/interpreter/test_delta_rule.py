@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from manyheads.core.dispatch import interpreting, use_backend
 from manyheads.core.errors import UsageError
@@ -19,26 +17,6 @@ pytestmark = [
 ]
 
 
-def inputs(
-    batch: int,
-    length: int,
-    heads: int,
-    key: int,
-    value: int,
-    dtype: torch.dtype = torch.float32,
-    states: int = 0,
-) -> list[Tensor]:
-    drawn = [
-        torch.randn(batch, length, heads, key),
-        F.normalize(torch.randn(batch, length, heads, key), dim=-1),
-        torch.randn(batch, length, heads, value),
-        torch.rand(batch, length, heads),
-        F.logsigmoid(torch.randn(batch, length, heads) + 2),
-        0.3 * torch.randn(states or batch, heads, key, value),
-    ]
-    return [x.to(dtype).requires_grad_() for x in drawn]
-
-
 def full(function, **options):
     return lambda q, k, v, beta, decay, state: function(
         q, k, v, beta, log_decay=decay, initial_state=state, return_state=True, **options
@@ -50,15 +28,15 @@ def full(function, **options):
 @pytest.mark.parametrize(
     ("length", "heads", "key", "value"), [(1, 1, 16, 16), (63, 2, 16, 20), (70, 1, 40, 33)]
 )
-def test_float64_rule(length, heads, key, value, dtype, gated):
-    q, k, v, beta, decay, state = inputs(1, length, heads, key, value, dtype)
+def test_float64_rule(length, heads, key, value, dtype, gated, delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, length, heads, key, value, dtype=dtype)
     given = (q, k, v, beta, decay if gated else None, state)
     with use_backend("triton"), nan_filled_empties():
         assert_accurate(full(delta_rule), full(reference.delta_rule), *given)
 
 
-def test_packed():
-    q, k, v, beta, decay, state = inputs(1, 80, 1, 16, 8, states=4)
+def test_packed(delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, 80, 1, 16, 8, states=4)
     bounds = torch.tensor([0, 33, 33, 34, 80], dtype=torch.int32)
     with use_backend("triton"), nan_filled_empties():
         assert_accurate(
@@ -80,20 +58,20 @@ def test_strides_batches_and_one_output():
         assert_accurate(run(delta_rule), run(reference.delta_rule), q, k, v, rates)
 
 
-def test_strong_decays():
-    q, k, v, beta, decay, state = (x.detach() for x in inputs(1, 64, 1, 16, 8))
+def test_strong_decays(delta_inputs):
+    q, k, v, beta, decay, state = (x.detach() for x in delta_inputs(1, 64, 1, 16, 8))
     decay[:, ::7] *= 200
     decay[:, 40] = -torch.inf
     with use_backend("triton"), nan_filled_empties():
         assert_accurate(full(delta_rule), full(reference.delta_rule), q, k, v, beta, decay, state)
 
 
-def test_opcheck():
-    q, k, v, beta, decay, state = inputs(1, 40, 1, 16, 8, states=2)
+def test_opcheck(delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, 40, 1, 16, 8, states=2)
     bounds = torch.tensor([0, 8, 40], dtype=torch.int32)
     check_op(delta_rule_op, (q, k, v, beta, decay, state, bounds, 0.5, True, "triton"))
 
 
-def test_the_widest_head():
+def test_the_widest_head(delta_inputs):
     with use_backend("triton"), pytest.raises(UsageError, match="at most 64"):
-        delta_rule(*inputs(1, 2, 1, 65, 8)[:4])
+        delta_rule(*delta_inputs(1, 2, 1, 65, 8)[:4])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from manyheads.core.layers.hydra import Hydra
+from manyheads.core.testing import assert_within
 
 NAMES = {
     "d_model": "dim",
@@ -13,11 +14,6 @@ NAMES = {
     "ngroups": "groups",
     "learnable_init_states": "learn_initial_states",
 }
-
-
-def within(got, want, relative):
-    error = (got.detach() - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.2e}"
 
 
 @pytest.mark.parametrize(
@@ -31,13 +27,13 @@ def test_official_block(name, dtype, forward, backward, golden):
     block.load_state_dict(case.group("param"), strict=True)
     x = case.tensors["input.x"].to(dtype).requires_grad_()
     y = block(x)
-    within(y, case.tensors["output.y"], forward)
+    assert_within(y, case.tensors["output.y"], forward)
     (y * case.tensors["cotangent.y"]).sum().backward()
-    within(x.grad, case.tensors["grad_input.x"], backward)
+    assert_within(x.grad, case.tensors["grad_input.x"], backward)
     wanted = case.group("grad")
     assert {k for k, _ in block.named_parameters()} == set(wanted)
     for key, parameter in block.named_parameters():
-        within(parameter.grad, wanted[key], backward)
+        assert_within(parameter.grad, wanted[key], backward)
 
 
 def test_a_token_reaches_both_ends():

@@ -9,6 +9,7 @@ from torch import nn
 
 from manyheads.core.dispatch import use_backend
 from manyheads.core.layers.mamba import BidirectionalMamba, Mamba
+from manyheads.core.testing import assert_within
 
 VIM = {  # where the classifier looks, in each recorded model
     "vim_a1": lambda x: x[:, (x.shape[1] - 1) // 2],
@@ -19,13 +20,6 @@ VIM = {  # where the classifier looks, in each recorded model
 }
 
 
-def within(got, want, relative):
-    """The tolerance of the case's json: relative to the largest entry."""
-    assert got.shape == want.shape
-    error = (got - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.1e}"
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_official_block(backend, golden, monkeypatch):
     monkeypatch.setenv("MANYHEADS_BACKEND", backend)
@@ -34,20 +28,20 @@ def test_official_block(backend, golden, monkeypatch):
     block.load_state_dict(case.group("param"))
     x = case.inputs()["x"]
     y = block(x)
-    within(y, case.tensors["output.y"], 2e-5)
+    assert_within(y, case.tensors["output.y"], 2e-5)
     (y * case.tensors["cotangent.y"]).sum().backward()
-    within(x.grad, case.tensors["grad_input.x"], 1e-4)
+    assert_within(x.grad, case.tensors["grad_input.x"], 1e-4)
     for name, want in case.group("grad").items():
-        within(block.get_parameter(name).grad, want, 1e-4)
+        assert_within(block.get_parameter(name).grad, want, 1e-4)
     state = block.init_state(3)
     with torch.no_grad():
         for t in range(x.shape[1]):
             token, state = block.step(x[:, t], state)
-            within(token, case.tensors["output.y"][:, t], 2e-5)
-    within(
+            assert_within(token, case.tensors["output.y"][:, t], 2e-5)
+    assert_within(
         state.conv, case.tensors["aux.step_conv_state"][..., 1:], 2e-5
     )  # theirs holds the token itself too
-    within(state.ssm, case.tensors["aux.step_ssm_state"], 2e-5)
+    assert_within(state.ssm, case.tensors["aux.step_ssm_state"], 2e-5)
 
 
 class Layer(nn.Module):
@@ -86,12 +80,12 @@ def test_official_mixers(name, backend, golden):
             features, logits = run(model, case, VIM[name])
     else:
         features, logits = run(model, case, VIM[name])
-    within(features, case.tensors["output.features"], 2e-5)
-    within(logits, case.tensors["output.logits"], 2e-5)
+    assert_within(features, case.tensors["output.features"], 2e-5)
+    assert_within(logits, case.tensors["output.logits"], 2e-5)
     cotangents = case.group("cotangent")
     ((features * cotangents["features"]).sum() + (logits * cotangents["logits"]).sum()).backward()
     for key, parameter in model.named_parameters():
-        within(parameter.grad, case.tensors[f"grad.{key}"], 1e-4)
+        assert_within(parameter.grad, case.tensors[f"grad.{key}"], 1e-4)
 
 
 def run(model, case, pool):
@@ -100,8 +94,8 @@ def run(model, case, pool):
     for number, layer in enumerate(model.layers):
         stream = stream + hidden
         hidden = layer.mixer(layer.norm(stream))
-        within(stream, case.tensors[f"aux.block{number}.residual"], 2e-5)
-        within(hidden, case.tensors[f"aux.block{number}.hidden"], 2e-5)
+        assert_within(stream, case.tensors[f"aux.block{number}.residual"], 2e-5)
+        assert_within(hidden, case.tensors[f"aux.block{number}.hidden"], 2e-5)
     features = pool(model.norm_f(stream + hidden))
     return features, model.head(features)
 

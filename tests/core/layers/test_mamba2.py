@@ -10,15 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core.layers.mamba2 import Mamba2, Mamba2State, ssd, ssd_step, step_sizes
+from manyheads.core.testing import assert_within
 
 NAMES = {"d_model": "dim", "headdim": "head_dim", "ngroups": "groups", "D_has_hdim": "D_per_channel"}
 # float64 runs the reference, float32 the CPU paths; the tolerances are those of the cases' json.
 PRECISIONS = [(torch.float64, 2e-6, 2e-6), (torch.float32, 2e-5, 1e-4)]
-
-
-def within(got: Tensor, want: Tensor, relative: float) -> None:
-    error = (got.detach() - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.2e}"
 
 
 def build(config: dict) -> Mamba2:
@@ -34,13 +30,13 @@ def test_official_block(name, dtype, forward, backward, golden):
     block.load_state_dict(case.group("param"), strict=True)
     x = case.tensors["input.x"].to(dtype).requires_grad_()
     y = block(x)
-    within(y, case.tensors["output.y"], forward)
+    assert_within(y, case.tensors["output.y"], forward)
     (y * case.tensors["cotangent.y"]).sum().backward()
-    within(x.grad, case.tensors["grad_input.x"], backward)
+    assert_within(x.grad, case.tensors["grad_input.x"], backward)
     wanted = case.group("grad")
     assert {k for k, _ in block.named_parameters()} == set(wanted)
     for key, parameter in block.named_parameters():
-        within(parameter.grad, wanted[key], backward)
+        assert_within(parameter.grad, wanted[key], backward)
 
 
 def test_official_state(golden):
@@ -49,8 +45,8 @@ def test_official_state(golden):
     block = build(case.config).double()
     block.load_state_dict(case.group("param"))
     _, state = block(case.tensors["input.x"].double(), return_state=True)
-    within(state.conv, case.tensors["aux.step_conv_state"][..., 1:], 2e-6)
-    within(state.ssm.mT, case.tensors["aux.step_ssm_state"], 2e-6)
+    assert_within(state.conv, case.tensors["aux.step_conv_state"][..., 1:], 2e-6)
+    assert_within(state.ssm.mT, case.tensors["aux.step_ssm_state"], 2e-6)
 
 
 def scan(inputs: dict[str, Tensor], config: dict, **options) -> tuple[Tensor, Tensor]:
@@ -71,12 +67,12 @@ def test_official_scan(name, dtype, forward, backward, golden):
     }
     found = packed(inputs, case.config) if "seq_idx" in inputs else scan(inputs, case.config)
     for got, key in zip(found, ("out", "final_states"), strict=True):
-        within(got, case.tensors[f"output.{key}"], forward)
+        assert_within(got, case.tensors[f"output.{key}"], forward)
     loss = (found[0] * case.tensors["cotangent.out"]).sum()
     loss += (found[1] * case.tensors["cotangent.final_states"]).sum()
     loss.backward()
     for key, want in case.group("grad_input").items():
-        within(inputs[key].grad, want, backward)
+        assert_within(inputs[key].grad, want, backward)
 
 
 def packed(inputs: dict[str, Tensor], config: dict) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from manyheads.core.dispatch import use_backend
 from manyheads.core.errors import UsageError
 from manyheads.core.ops.attention import attention, reference
 from manyheads.core.ops.attention.custom_op import attention_backward_op, attention_op
-from manyheads.core.testing import check_op
+from manyheads.core.testing import assert_within, check_op
 
 QUERY = torch.randn(2, 5, 4, 8)
 KEY = torch.randn(2, 7, 2, 8)
@@ -144,16 +144,9 @@ def test_official_sigmoid_attention(name, backend, golden):
     grads = torch.autograd.grad(
         (out * case.tensors["cotangent.o"]).sum(), [inputs[k] for k in case.group("grad_input")]
     )
-    within(out, case.tensors["output.o"], 2e-5)
+    assert_within(out, case.tensors["output.o"], 2e-5)
     for key, grad in zip(case.group("grad_input"), grads, strict=True):
-        within(grad, case.tensors[f"grad_input.{key}"], 1e-4)
-
-
-def within(got, want, relative):
-    """The tolerance of the case's json: relative to the largest entry."""
-    assert got.shape == want.shape
-    error = (got - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.1e}"
+        assert_within(grad, case.tensors[f"grad_input.{key}"], 1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -11,7 +11,13 @@ from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.errors import UsageError
 from manyheads.core.ops.decay_attention import decay_attention, decay_attention_step, reference
 from manyheads.core.ops.decay_attention.custom_op import decay_attention_backward_op, decay_attention_op
-from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
+from manyheads.core.testing import (
+    assert_accurate,
+    assert_within,
+    check_gradients,
+    check_op,
+    nan_filled_empties,
+)
 
 BACKENDS = ["cpu", "numba"]
 KINDS = ["scalar", "vector"]
@@ -198,15 +204,10 @@ def test_official(name, backend, golden):
         )
     found = {"o": out.transpose(1, 2) if head_first else out, "final_state": last}
     for key, want in case.group("output").items():
-        within(found[key], want, limits[0])
+        assert_within(found[key], want, limits[0])
     sum((found[k] * v).sum() for k, v in case.group("cotangent").items()).backward()
     for key, want in case.group("grad_input").items():
-        within(leaves[key].grad, want, limits[1])
-
-
-def within(got: Tensor, want: Tensor, relative: float) -> None:
-    error = (got.detach() - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.2e}"
+        assert_within(leaves[key].grad, want, limits[1])
 
 
 @torch.no_grad()

@@ -20,15 +20,6 @@ pytestmark = [
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True)
-def _full_precision():
-    """The plain formula it is compared with must not round its products to TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def inputs(length: int, vector: bool, dtype: torch.dtype, *, dim: int = 64, width: int = 64) -> list[Tensor]:
     shapes = [(2, length, 2, dim), (2, length, 2, dim), (2, length, 4, width)]
     decay = -F.softplus(torch.randn(2, length, 4, *([dim] if vector else [])))

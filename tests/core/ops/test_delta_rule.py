@@ -13,29 +13,13 @@ from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.ops import delta_rule, delta_rule_step
 from manyheads.core.ops.delta_rule import cpu, reference
 from manyheads.core.ops.delta_rule.custom_op import delta_rule_backward_op, delta_rule_op
-from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
-
-
-def inputs(
-    batch: int,
-    length: int,
-    heads: int,
-    key: int,
-    value: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    states: int | None = None,
-) -> list[Tensor]:
-    """Queries, unit keys, values, rates, log-decays and states before the first step, all with gradients."""
-    drawn = [
-        torch.randn(batch, length, heads, key),
-        F.normalize(torch.randn(batch, length, heads, key), dim=-1),
-        torch.randn(batch, length, heads, value),
-        torch.rand(batch, length, heads),
-        F.logsigmoid(torch.randn(batch, length, heads) + 2),
-        0.3 * torch.randn(states or batch, heads, key, value),
-    ]
-    return [x.to(dtype).requires_grad_() for x in drawn]
+from manyheads.core.testing import (
+    assert_accurate,
+    assert_within,
+    check_gradients,
+    check_op,
+    nan_filled_empties,
+)
 
 
 def full(function, **options):
@@ -50,8 +34,8 @@ def full(function, **options):
     ("length", "heads", "key", "value"),
     [(1, 1, 1, 1), (63, 2, 16, 20), (100, 2, 8, 12), (197, 1, 32, 16), (70, 1, 64, 64), (63, 2, 1, 5)],
 )
-def test_float64_rule(length, heads, key, value, gated):
-    q, k, v, beta, decay, state = inputs(2, length, heads, key, value)
+def test_float64_rule(length, heads, key, value, gated, delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(2, length, heads, key, value)
     with use_backend("cpu"), nan_filled_empties():
         assert_accurate(
             full(delta_rule), full(reference.delta_rule), q, k, v, beta, decay if gated else None, state
@@ -59,29 +43,20 @@ def test_float64_rule(length, heads, key, value, gated):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_float64_rule_in_half_precision(dtype):
-    given = inputs(1, 100, 2, 16, 20, dtype=dtype)
+def test_float64_rule_in_half_precision(dtype, delta_inputs):
+    given = delta_inputs(1, 100, 2, 16, 20, dtype=dtype)
     with nan_filled_empties():
         assert_accurate(full(delta_rule), full(reference.delta_rule), *given)
         assert_accurate(full(delta_rule, normalize=True), full(reference.delta_rule, normalize=True), *given)
 
 
-def test_float64_rule_with_strong_decays():
+def test_float64_rule_with_strong_decays(delta_inputs):
     """Log-decays of -20 and below beside weak ones, and a gate that is shut."""
-    q, k, v, beta, decay, state = inputs(1, 80, 2, 16, 8)
+    q, k, v, beta, decay, state = delta_inputs(1, 80, 2, 16, 8)
     with torch.no_grad():
         decay[:, ::7] *= 200
         decay[:, 40] = -torch.inf
-    assert_accurate(
-        full(delta_rule),
-        full(reference.delta_rule),
-        q,
-        k,
-        v,
-        beta,
-        decay.detach().requires_grad_(False),
-        state,
-    )
+    assert_accurate(full(delta_rule), full(reference.delta_rule), q, k, v, beta, decay.detach(), state)
 
 
 def test_equal_keys():
@@ -93,8 +68,8 @@ def test_equal_keys():
 
 
 @pytest.mark.parametrize("bounds", [[0, 63, 63, 64, 197, 200], [0, 200], [0, 32, 64, 200]])
-def test_packed(bounds):
-    q, k, v, beta, decay, state = inputs(1, 200, 2, 16, 8, states=len(bounds) - 1)
+def test_packed(bounds, delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, 200, 2, 16, 8, states=len(bounds) - 1)
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     with nan_filled_empties():
         assert_accurate(
@@ -113,9 +88,9 @@ def test_packed(bounds):
             assert torch.equal(last[s], state[s])
 
 
-def test_chunks_and_steps_equal_one_pass():
+def test_chunks_and_steps_equal_one_pass(delta_inputs):
     """1,000 steps at once, in pieces, and one by one."""
-    q, k, v, beta, decay, _ = (x.detach() for x in inputs(2, 1000, 2, 16, 8))
+    q, k, v, beta, decay, _ = (x.detach() for x in delta_inputs(2, 1000, 2, 16, 8))
     k = 3 * k
     options = {"normalize": True, "scale": 0.7}
     whole, end = delta_rule(q, k, v, beta, log_decay=decay, return_state=True, **options)
@@ -142,12 +117,10 @@ def test_chunks_and_steps_equal_one_pass():
 @pytest.mark.parametrize(
     "name", ["delta_rule_a1", "delta_rule_a2", "gated_delta_rule_a1", "gated_delta_rule_a2"]
 )
-def test_official_recurrences(golden, name, backend):
+def test_official_recurrences(golden, name, backend, delta_inputs):
     case = golden("core", name)
-    given, first = (
-        case.inputs(),
-        name.startswith("delta"),
-    )  # the ungated cases have the heads before the steps
+    given = case.inputs()
+    first = name.startswith("delta")  # the ungated cases have the heads before the steps
 
     def swap(x: Tensor) -> Tensor:
         return x.transpose(1, 2) if first else x
@@ -168,11 +141,11 @@ def test_official_recurrences(golden, name, backend):
         expected = case.group(group)
         assert set(got) == set(expected)
         for key, want in expected.items():
-            assert (got[key] - want).abs().max() <= limit * want.abs().max(), (group, key)
+            assert_within(got[key], want, limit)
 
 
-def test_only_one_output_used():
-    given = inputs(1, 40, 1, 16, 8)
+def test_only_one_output_used(delta_inputs):
+    given = delta_inputs(1, 40, 1, 16, 8)
     for pick in (0, 1):
 
         def chosen(function, *x, pick=pick):
@@ -193,14 +166,14 @@ def test_strided_inputs():
     )
 
 
-def test_no_steps():
-    q, k, v, beta, decay, state = inputs(2, 0, 2, 16, 8)
+def test_no_steps(delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(2, 0, 2, 16, 8)
     out, last = full(delta_rule)(q, k, v, beta, decay, state)
     assert out.shape == (2, 0, 2, 8) and torch.equal(last, state)
 
 
-def test_nan_stays_nan_and_does_not_go_back():
-    given = [x.detach() for x in inputs(1, 70, 1, 16, 8)]
+def test_nan_stays_nan_and_does_not_go_back(delta_inputs):
+    given = [x.detach() for x in delta_inputs(1, 70, 1, 16, 8)]
     for at in range(5):
         wrong = [x.clone() for x in given]
         wrong[at][0, 50] = float("nan")
@@ -210,15 +183,15 @@ def test_nan_stays_nan_and_does_not_go_back():
         assert out[0, :32].isfinite().all()  # of the chunks before
 
 
-def test_gradcheck_of_the_reference():
-    q, k, v, beta, decay, state = inputs(1, 4, 1, 2, 3)
+def test_gradcheck_of_the_reference(delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, 4, 1, 2, 3)
     check_gradients(full(reference.delta_rule), q, k, v, beta, decay, state)
     channels = torch.rand(1, 4, 1, 3)
     check_gradients(lambda *x: reference.delta_rule(*x, normalize=True), q, k, v, channels)
 
 
-def test_opcheck():
-    q, k, v, beta, decay, state = inputs(1, 40, 2, 4, 3, states=2)
+def test_opcheck(delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, 40, 2, 4, 3, states=2)
     cu_seqlens = torch.tensor([0, 10, 40], dtype=torch.int32)
     check_op(delta_rule_op, (q, k, v, beta, decay, state, cu_seqlens, 0.5, True, "cpu"))
     check_op(delta_rule_op, (q, k, v, beta, None, None, None, 0.5, True, "cpu"))
@@ -227,8 +200,8 @@ def test_opcheck():
     check_op(delta_rule_backward_op, (out, last, *plain, None, None, kept, 0.5, "cpu"))
 
 
-def test_compiles_without_a_graph_break():
-    given = inputs(1, 40, 2, 4, 3)
+def test_compiles_without_a_graph_break(delta_inputs):
+    given = delta_inputs(1, 40, 2, 4, 3)
     run = full(delta_rule, normalize=True)
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     for a, b in zip(compiled(*given), run(*given), strict=True):
@@ -238,9 +211,9 @@ def test_compiles_without_a_graph_break():
         torch.testing.assert_close(a, b)
 
 
-def test_what_is_kept():
+def test_what_is_kept(delta_inputs):
     """The backward keeps the inputs and one state a chunk, whatever autograd would."""
-    q, k, v, beta, decay, _ = inputs(1, 256, 1, 16, 16)
+    q, k, v, beta, decay, _ = delta_inputs(1, 256, 1, 16, 16)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         delta_rule(q, k, v, beta, log_decay=decay)
@@ -257,8 +230,8 @@ def test_dispatch():
     assert chosen(device="cuda", size="wide") == chosen(device="cuda", channels=True) == "reference"
 
 
-def test_errors():
-    q, k, v, beta, decay, state = inputs(2, 5, 2, 4, 3)
+def test_errors(delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(2, 5, 2, 4, 3)
     bounds = torch.tensor([0, 5], dtype=torch.int32)
     for wrong, kind, match in [
         (lambda: delta_rule(q[0], k, v, beta), ValueError, "q must be"),

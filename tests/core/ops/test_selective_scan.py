@@ -6,32 +6,23 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.errors import UsageError
 from manyheads.core.ops.selective_scan import reference, selective_scan, selective_scan_step
 from manyheads.core.ops.selective_scan.custom_op import selective_scan_backward_op, selective_scan_op
-from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
+from manyheads.core.testing import (
+    assert_accurate,
+    assert_within,
+    check_gradients,
+    check_op,
+    nan_filled_empties,
+)
 
 BACKENDS = ["numba", "cpu"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PACKED = torch.tensor([0, 5, 5, 69, 70, 100], dtype=torch.int32)  # one of them is empty
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-
-
-def draw(batch, length, d, n, dtype=torch.float32, *, states=None, seed=0) -> list[Tensor]:
-    """u, delta, A, B, C, D, z, delta_bias and initial_state, all with gradients."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator).to(dtype)
-
-    A = -4 * torch.rand(d, n, generator=generator) - 0.05
-    rows = [normal(batch, length, d) for _ in range(3)]
-    found = [*rows[:2], A, normal(batch, length, n), normal(batch, length, n), normal(d), rows[2], normal(d)]
-    found.append(normal(batch if states is None else states, d, n).float())
-    return [x.requires_grad_() for x in found]
 
 
 def calling(scan, **options):
@@ -43,33 +34,33 @@ def calling(scan, **options):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 1, 33, 16), (2, 63, 1, 3), (1, 100, 35, 16), (3, 197, 8, 5)], ids=str)
-def test_float64_rule(shape, dtype, reverse):
+def test_float64_rule(shape, dtype, reverse, scan_inputs):
     for backend in BACKENDS:
         with use_backend(backend), nan_filled_empties():
             assert_accurate(
                 calling(selective_scan, reverse=reverse),
                 calling(reference.selective_scan, reverse=reverse),
-                *draw(*shape, dtype),
+                *scan_inputs(*shape, dtype),
             )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_sequences(backend, reverse):
+def test_packed_sequences(backend, reverse, scan_inputs):
     options = {"reverse": reverse, "cu_seqlens": PACKED}
     with use_backend(backend), nan_filled_empties():
         assert_accurate(
             calling(selective_scan, **options),
             calling(reference.selective_scan, **options),
-            *draw(1, 100, 12, 4, states=5),
+            *scan_inputs(1, 100, 12, 4, states=5),
         )
 
 
 @pytest.mark.parametrize("given", [(), (5,), (6,), (7,), (8,), (5, 6)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_optional_arguments(backend, given):
+def test_optional_arguments(backend, given, scan_inputs):
     """Alone and together; without the softplus delta may be negative, and states grow."""
-    inputs = [x if i < 5 or i in given else None for i, x in enumerate(draw(2, 37, 9, 4))]
+    inputs = [x if i < 5 or i in given else None for i, x in enumerate(scan_inputs(2, 37, 9, 4))]
     inputs[2] = (0.1 * inputs[2].detach()).requires_grad_()
     for softplus in (False, True):
         with use_backend(backend), nan_filled_empties():
@@ -81,11 +72,11 @@ def test_optional_arguments(backend, given):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_slices_of_projections(backend):
+def test_slices_of_projections(backend, scan_inputs):
     """As a block hands them over: u and z halves of one tensor, delta, B and C parts of another."""
     xz, x_dbl = torch.randn(2, 50, 48), torch.randn(2, 50, 24 + 8)
     crossed = torch.randn(2, 24, 50).transpose(1, 2)
-    _, _, A, _, _, D, _, bias, state = draw(2, 50, 24, 4)
+    _, _, A, _, _, D, _, bias, state = scan_inputs(2, 50, 24, 4)
     for u in (xz[..., :24], crossed, xz[..., ::2]):
         inputs = [u, x_dbl[..., :24], A, x_dbl[..., 24:28], x_dbl[..., 28:], D, xz[..., 24:], bias, state]
         inputs = [x.detach().requires_grad_() for x in inputs]
@@ -94,11 +85,11 @@ def test_slices_of_projections(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_channels_and_states_in_several_parts(backend):
+def test_many_channels_and_states_in_several_parts(backend, scan_inputs):
     """Blocks of channels, parts over threads, groups of sequences, and their sums."""
     with use_backend(backend), nan_filled_empties():
         assert_accurate(
-            calling(selective_scan), calling(reference.selective_scan), *draw(6, 40, 301, 17, seed=3)
+            calling(selective_scan), calling(reference.selective_scan), *scan_inputs(6, 40, 301, 17, seed=3)
         )
 
 
@@ -121,11 +112,11 @@ def test_official(name, backend, golden):
             )  # fmt: skip
     found = {"out": y.transpose(1, 2), "last_state": last}
     for key, want in case.group("output").items():
-        within(found[key], want, 2e-5)
+        assert_within(found[key], want, 2e-5)
     loss = sum((found[k] * v).sum() for k, v in case.group("cotangent").items())
     wanted = case.group("grad_input")
     for key, grad in zip(wanted, torch.autograd.grad(loss, [given[k] for k in wanted]), strict=True):
-        within(grad, wanted[key], 1e-4)
+        assert_within(grad, wanted[key], 1e-4)
 
 
 def time_invariant(given, softplus):
@@ -143,19 +134,12 @@ def time_invariant(given, softplus):
     return y * torch.nn.functional.silu(z), last.view(batch, d, n)
 
 
-def within(got, want, relative):
-    """The tolerance of the case's json: relative to the largest entry."""
-    assert got.shape == want.shape
-    error = (got - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.1e}"
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_thousand_steps_in_pieces(backend, reverse):
+def test_a_thousand_steps_in_pieces(backend, reverse, scan_inputs):
     """One pass, chunks of odd sizes, packed, and (forward in time) one by one: the same to 1e-5."""
     with torch.no_grad(), use_backend(backend):
-        u, delta, A, B, C, D, z, bias, state = draw(2, 1000, 6, 16)
+        u, delta, A, B, C, D, z, bias, state = scan_inputs(2, 1000, 6, 16)
         options = {"D": D, "delta_bias": bias, "delta_softplus": True, "reverse": reverse}
         whole, last = selective_scan(
             u, delta, A, B, C, z=z, initial_state=state, return_state=True, **options
@@ -189,8 +173,8 @@ def near(got, want):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_reverse_is_a_scan_between_flips():
-    u, delta, A, B, C, D, z, bias, _ = draw(2, 70, 5, 4)
+def test_reverse_is_a_scan_between_flips(scan_inputs):
+    u, delta, A, B, C, D, z, bias, _ = scan_inputs(2, 70, 5, 4)
     options = {"D": D, "delta_bias": bias, "delta_softplus": True}
     turned = [x.flip(1) for x in (u, delta, B, C, z)]
     flipped = selective_scan(*turned[:2], A, *turned[2:4], z=turned[4], **options)
@@ -198,8 +182,8 @@ def test_reverse_is_a_scan_between_flips():
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
-def test_no_steps(backend):
-    u, delta, A, B, C, D, z, _, state = draw(2, 0, 5, 4)
+def test_no_steps(backend, scan_inputs):
+    u, delta, A, B, C, D, z, _, state = scan_inputs(2, 0, 5, 4)
     with use_backend(backend):
         y, last = selective_scan(u, delta, A, B, C, D=D, z=z, initial_state=state, return_state=True)
     (gradient,) = torch.autograd.grad(last.sum() + y.sum(), state)
@@ -207,8 +191,8 @@ def test_no_steps(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_stays_and_spreads_forward_only(backend):
-    u, delta, A, B, C, *_ = (x.detach() for x in draw(1, 60, 4, 3))
+def test_nan_stays_and_spreads_forward_only(backend, scan_inputs):
+    u, delta, A, B, C, *_ = (x.detach() for x in scan_inputs(1, 60, 4, 3))
     u[0, 40, 2] = torch.nan
     with use_backend(backend):
         y = selective_scan(u, delta, A, B, C, delta_softplus=True)
@@ -217,10 +201,12 @@ def test_nan_stays_and_spreads_forward_only(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_only_one_output_used_and_inputs_without_gradient(backend):
+def test_only_one_output_used_and_inputs_without_gradient(backend, scan_inputs):
     for output in (0, 1):
         for frozen in ((), (0, 2), (1, 3, 8)):
-            inputs = [x.detach().requires_grad_(i not in frozen) for i, x in enumerate(draw(2, 40, 5, 4))]
+            inputs = [
+                x.detach().requires_grad_(i not in frozen) for i, x in enumerate(scan_inputs(2, 40, 5, 4))
+            ]
 
             def one(scan, given, output=output):
                 # the zero holds on to inputs that the last state does not depend on
@@ -232,8 +218,8 @@ def test_only_one_output_used_and_inputs_without_gradient(backend):
                 )
 
 
-def test_inputs_are_not_written_to():
-    inputs = draw(1, 40, 1, 1)
+def test_inputs_are_not_written_to(scan_inputs):
+    inputs = scan_inputs(1, 40, 1, 1)
     before = [x.clone() for x in inputs]
     for backend in BACKENDS:
         with use_backend(backend):
@@ -243,15 +229,15 @@ def test_inputs_are_not_written_to():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_are_the_same_each_time(backend):
-    inputs = draw(3, 100, 200, 8)
+def test_gradients_are_the_same_each_time(backend, scan_inputs):
+    inputs = scan_inputs(3, 100, 200, 8)
     with use_backend(backend):
         runs = [torch.autograd.grad(calling(selective_scan)(*inputs)[0].square().sum(), inputs) for _ in "ab"]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_gradcheck_of_the_reference_and_of_a_step():
-    inputs = draw(1, 4, 2, 3, torch.float64)
+def test_gradcheck_of_the_reference_and_of_a_step(scan_inputs):
+    inputs = scan_inputs(1, 4, 2, 3, torch.float64)
     check_gradients(
         lambda *g: torch.cat([x.flatten() for x in calling(reference.selective_scan)(*g)]), *inputs
     )
@@ -265,8 +251,8 @@ def test_gradcheck_of_the_reference_and_of_a_step():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck(backend):
-    u, delta, A, B, C, D, z, bias, state = draw(1, 40, 5, 3, states=2)
+def test_opcheck(backend, scan_inputs):
+    u, delta, A, B, C, D, z, bias, state = scan_inputs(1, 40, 5, 3, states=2)
     ends = torch.tensor([0, 7, 40], dtype=torch.int32)
     for optional in ((D, z, bias, state, ends), (None, None, None, None, None)):
         check_op(selective_scan_op, (u, delta, A, B, C, *optional, True, False, backend, True))
@@ -275,8 +261,8 @@ def test_opcheck(backend):
         check_op(selective_scan_backward_op, (y, last, kept, *plain, True, False, backend))
 
 
-def test_compiles_without_a_graph_break():
-    inputs = draw(2, 40, 5, 3)
+def test_compiles_without_a_graph_break(scan_inputs):
+    inputs = scan_inputs(2, 40, 5, 3)
     scan = calling(selective_scan)
     compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
     for found, wanted in zip(compiled(*inputs), scan(*inputs), strict=True):
@@ -285,7 +271,7 @@ def test_compiles_without_a_graph_break():
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_dispatch():
+def test_dispatch(scan_inputs):
     assert choose("selective_scan", device="cpu", dtype=torch.bfloat16).backend == "numba"
     assert choose("selective_scan", device="cpu", dtype=torch.float64).backend == "reference"
     assert choose("selective_scan", device="cuda", dtype=torch.float32).backend == "triton"
@@ -294,7 +280,7 @@ def test_dispatch():
     with use_backend("triton"), pytest.raises(UsageError, match="at most 256 states"):
         choose("selective_scan", **many)
     with use_backend("numba"), pytest.raises(UsageError, match="float32"):
-        calling(selective_scan)(*draw(1, 4, 2, 3, torch.float64))
+        calling(selective_scan)(*scan_inputs(1, 4, 2, 3, torch.float64))
 
 
 def test_without_numba(monkeypatch):
@@ -302,8 +288,8 @@ def test_without_numba(monkeypatch):
     assert choose("selective_scan", device="cpu", dtype=torch.float32).backend == "cpu"
 
 
-def test_refusals():
-    u, delta, A, B, C, _, z, _, state = draw(2, 6, 4, 3)
+def test_refusals(scan_inputs):
+    u, delta, A, B, C, _, z, _, state = scan_inputs(2, 6, 4, 3)
     with pytest.raises(ValueError, match=r"delta must be \[2, 6, 4\]"):
         selective_scan(u, delta[:, :5], A, B, C)
     with pytest.raises(ValueError, match=r"A \[D, N\]"):

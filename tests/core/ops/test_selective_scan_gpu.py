@@ -19,19 +19,6 @@ NAMES = ("D", "z", "delta_bias", "initial_state")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def draw(batch, length, d, n, dtype, *, states=None):
-    """u, delta, A, B, C, D, z, delta_bias and initial_state, all with gradients."""
-
-    def normal(*shape):
-        return torch.randn(*shape).to("cuda", dtype)
-
-    A = (-4 * torch.rand(d, n) - 0.05).cuda()
-    rows = [normal(batch, length, d) for _ in range(3)]
-    found = [*rows[:2], A, normal(batch, length, n), normal(batch, length, n), normal(d), rows[2], normal(d)]
-    found.append(normal(batch if states is None else states, d, n).float())
-    return [x.requires_grad_() for x in found]
-
-
 def calling(scan, **options):
     options = {"delta_softplus": True, "return_state": True} | options
     return lambda *given: scan(*given[:5], **dict(zip(NAMES, given[5:], strict=True)), **options)
@@ -42,41 +29,46 @@ def calling(scan, **options):
 @pytest.mark.parametrize(
     "shape", [(2, 1, 33, 16), (1, 63, 1, 3), (3, 100, 384, 16), (2, 197, 35, 16), (2, 40, 20, 1)], ids=str
 )
-def test_float64_rule(shape, dtype, reverse):
+def test_float64_rule(shape, dtype, reverse, scan_inputs):
     with use_backend("triton"), nan_filled_empties():
         assert_accurate(
             calling(selective_scan, reverse=reverse),
             calling(reference.selective_scan, reverse=reverse),
-            *draw(*shape, dtype),
+            *scan_inputs(*shape, dtype, device="cuda"),
         )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [8, 16, 32, 64, 128, 256])
-def test_every_row_of_the_table(n, dtype):
+def test_every_row_of_the_table(n, dtype, scan_inputs):
     for d in (48, 37):
         with use_backend("triton"), nan_filled_empties():
             assert_accurate(
-                calling(selective_scan), calling(reference.selective_scan), *draw(2, 70, d, n, dtype)
+                calling(selective_scan),
+                calling(reference.selective_scan),
+                *scan_inputs(2, 70, d, n, dtype, device="cuda"),
             )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_packed_sequences(dtype, reverse):
+def test_packed_sequences(dtype, reverse, scan_inputs):
     ends = torch.tensor([0, 5, 5, 69, 70, 200], dtype=torch.int32, device="cuda")
     options = {"reverse": reverse, "cu_seqlens": ends}
     with use_backend("triton"), nan_filled_empties():
         assert_accurate(
             calling(selective_scan, **options),
             calling(reference.selective_scan, **options),
-            *draw(1, 200, 48, 16, dtype, states=5),
+            *scan_inputs(1, 200, 48, 16, dtype, states=5, device="cuda"),
         )
 
 
 @pytest.mark.parametrize("given", [(), (5,), (6,), (7,), (8,)])
-def test_optional_arguments(given):
-    inputs = [x if i < 5 or i in given else None for i, x in enumerate(draw(2, 37, 48, 16, torch.bfloat16))]
+def test_optional_arguments(given, scan_inputs):
+    inputs = [
+        x if i < 5 or i in given else None
+        for i, x in enumerate(scan_inputs(2, 37, 48, 16, torch.bfloat16, device="cuda"))
+    ]
     inputs[2] = (0.1 * inputs[2].detach()).requires_grad_()
     for softplus in (False, True):
         options = {"delta_softplus": softplus, "return_state": False}
@@ -86,8 +78,8 @@ def test_optional_arguments(given):
             )
 
 
-def test_nan_and_the_ends_of_the_exponential():
-    u, delta, A, B, C, *_ = (x.detach() for x in draw(1, 60, 48, 16, torch.float32))
+def test_nan_and_the_ends_of_the_exponential(scan_inputs):
+    u, delta, A, B, C, *_ = (x.detach() for x in scan_inputs(1, 60, 48, 16, torch.float32, device="cuda"))
     u[0, 40, 2] = torch.nan
     delta[0, 10, 5] = 3e4  # every decay is zero
     y = selective_scan(u, delta, A, B, C, delta_softplus=True)
@@ -96,16 +88,16 @@ def test_nan_and_the_ends_of_the_exponential():
     torch.testing.assert_close(y[:, :40], want[:, :40], rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_the_same_each_time():
-    inputs = draw(8, 197, 384, 16, torch.bfloat16)
+def test_gradients_are_the_same_each_time(scan_inputs):
+    inputs = scan_inputs(8, 197, 384, 16, torch.bfloat16, device="cuda")
     runs = [
         torch.autograd.grad(calling(selective_scan)(*inputs)[0].float().square().sum(), inputs) for _ in "ab"
     ]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_custom_ops():
-    u, delta, A, B, C, D, z, bias, state = draw(1, 40, 5, 3, torch.float32, states=2)
+def test_custom_ops(scan_inputs):
+    u, delta, A, B, C, D, z, bias, state = scan_inputs(1, 40, 5, 3, torch.float32, states=2, device="cuda")
     ends = torch.tensor([0, 7, 40], dtype=torch.int32, device="cuda")
     args = (u, delta, A, B, C, D, z, bias, state, ends, True, False, "triton", True)
     check_op(selective_scan_op, args)

@@ -31,15 +31,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _full_precision():
-    """The plain formula it is compared with must not round its products to TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def draw(name: str, dtype: torch.dtype, dim: int = 32) -> list[Tensor]:
     (batch, height, width, heads), window, options = CASES[name]
     n = geometry(height, width, window, options.get("shift", 0), options.get("partition", "window")).tokens
