@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
@@ -29,6 +30,12 @@ from manyheads.timeseries.models.blocks import (
     series_decomp,
 )
 from manyheads.timeseries.models.embeddings import CircularConv, DataEmbedding, temporal_embedding
+from manyheads.timeseries.models.exogenous import (
+    NO_CHANNELS,
+    Channels,
+    check_extras,
+    history_channels,
+)
 
 
 class SeasonalNorm(nn.Module):
@@ -180,9 +187,12 @@ class Autoformer(nn.Module):
         moving_avg: Steps in the trend's moving average.
         label_len: Steps of the history that the decoder's input begins with.
         pred_len: Steps to forecast.
+        channels: The covariates that it takes, as further channels of the embeddings.
+        outputs: Numbers a step and variate; the first is a location, to which the trend belongs.
 
     Shape:
-        x `[B, L, N]`, x_mark `[B, L, M]`, y_mark `[B, P, M]` -> `[B, P, N]`.
+        x `[B, L, N]`, x_mark `[B, L, M]`, y_mark `[B, P, M]`, past `[B, L, Cp]`, future `[B, L + P, Cf]`,
+        static `[B, Cs]` -> `[B, P, N]`, or `[B, P, N, K]` of several outputs.
 
     Source:
         arXiv 2106.13008.
@@ -197,29 +207,52 @@ class Autoformer(nn.Module):
         moving_avg: int,
         label_len: int,
         pred_len: int,
+        channels: Channels = NO_CHANNELS,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.enc_embedding, self.dec_embedding = enc_embedding, dec_embedding
         self.encoder, self.decoder = encoder, decoder
         self.moving_avg, self.label_len, self.pred_len = moving_avg, label_len, pred_len
+        self.channels, self.outputs = channels, outputs
 
     @property
     def variates(self) -> int:
         """How many variates it takes; they are the same ones, in their order."""
-        return self.enc_embedding.variates
+        return self.enc_embedding.variates - self.channels.total
 
-    def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
-        """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`."""
+    def forward(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        y_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`.
+
+        Raises:
+            ValueError: Not the variates or covariates that the model is built for.
+        """
         check_marks(x_mark, y_mark)
+        covariates = (past, future, static)
         if x_mark is None or y_mark is None:
-            return self.forecast(x, None, None, None)
+            return self.forecast(x, None, None, None, *covariates)
         to_marks = self.enc_embedding.temporal_embedding.marks
         x_mark = to_marks(x_mark)
         label = known_label(x_mark, self.label_len)
-        return self.forecast(x, x_mark, None, torch.cat([label, to_marks(y_mark)], dim=1))
+        return self.forecast(x, x_mark, None, torch.cat([label, to_marks(y_mark)], dim=1), *covariates)
 
     def forecast(
-        self, x_enc: Tensor, x_mark_enc: Tensor | None, x_dec: Tensor | None, x_mark_dec: Tensor | None
+        self,
+        x_enc: Tensor,
+        x_mark_enc: Tensor | None,
+        x_dec: Tensor | None,
+        x_mark_dec: Tensor | None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
     ) -> Tensor:
         """Forecast from what the official code's `forward` takes.
 
@@ -228,16 +261,37 @@ class Autoformer(nn.Module):
             x_mark_enc: Its calendar: features, or with tables the numbers of month, day, weekday, hour, ...
             x_dec: Not read: the decoder begins with season and trend of the history.
             x_mark_dec: The calendar of the last `label_len` steps and of the steps to forecast.
+            past, future, static: Covariates.
 
         Shape:
             x_enc `[B, L, N]`, x_mark_dec `[B, label_len + P, M]` -> `[B, P, N]`.
         """
-        encoded = self.encoder(self.enc_embedding(x_enc, x_mark_enc))
+        self.channels.check(past, future, static)
+        history = history_channels(x_enc, past, future, static)
+        encoded = self.encoder(self.enc_embedding(history, x_mark_enc))
         season, trend = (known_label(part, self.label_len) for part in series_decomp(x_enc, self.moving_avg))
         mean = x_enc.mean(1, keepdim=True).expand(-1, self.pred_len, -1)
         season = torch.cat([season, torch.zeros_like(mean)], dim=1)  # [B, label_len + P, N]
-        tokens = self.dec_embedding(season, x_mark_dec)
-        return self.decoder(tokens, encoded, torch.cat([trend, mean], dim=1))[:, -self.pred_len :]
+        tokens = self.dec_embedding(self._decoder_channels(season, past, future, static), x_mark_dec)
+        trend = torch.cat([trend, mean], dim=1)
+        if self.outputs == 1:
+            return self.decoder(tokens, encoded, trend)[:, -self.pred_len :]
+        trend = F.pad(trend[..., None], (0, self.outputs - 1)).flatten(-2)  # [B, label_len + P, N * K]
+        y = self.decoder(tokens, encoded, trend)[:, -self.pred_len :]
+        return y.unflatten(-1, (-1, self.outputs))
+
+    def _decoder_channels(
+        self, season: Tensor, past: Tensor | None, future: Tensor | None, static: Tensor | None
+    ) -> Tensor:
+        """Put all covariates beside the decoder's season: the encoder's tokens have lost every level.
+
+        Past ones go on with their mean, as the trend does.
+        """
+        if past is not None:
+            mean = past.mean(1, keepdim=True).expand(-1, self.pred_len, -1)
+            past = torch.cat([known_label(past, self.label_len), mean], dim=1)
+        ahead = None if future is None else future[:, -season.shape[1] :]
+        return history_channels(season, past, ahead, static)
 
 
 def autoformer(
@@ -257,6 +311,10 @@ def autoformer(
     freq: str = "h",
     activation: str = "gelu",
     even_lags: bool = False,
+    past: int = 0,
+    future: int = 0,
+    static: int = 0,
+    outputs: int = 1,
 ) -> Autoformer:
     """Build an Autoformer; the defaults are its authors' code and scripts.
 
@@ -268,6 +326,8 @@ def autoformer(
         d_model, n_heads, e_layers, d_layers, d_ff, dropout, activation: Sizes; "gelu" or "relu".
         embed, freq: The calendar's embedding, "timeF", "fixed" or "learned", and the data's frequency.
         even_lags: Correlate as the time-series library does, which differs where a length is odd.
+        past, future, static: Covariates of each role, as channels of encoder and decoder.
+        outputs: Numbers a step and variate.
 
     Raises:
         UsageError: An argument is not possible.
@@ -280,23 +340,28 @@ def autoformer(
     check_label("autoformer", label_len, seq_len)
     if moving_avg < 1 or moving_avg % 2 == 0:
         raise UsageError(f"autoformer: moving_avg must be odd and positive, not {moving_avg}")
+    channels = Channels(past, future, static)
+    check_extras("autoformer", channels, outputs, use_norm=False)
 
     def attention() -> AttentionLayer:
         return AttentionLayer(d_model, n_heads, AutoCorrelation(factor, even_lags))
 
-    def embedding() -> DataEmbedding:
+    def embedding(covariates: int) -> DataEmbedding:
         temporal = temporal_embedding(embed, freq, d_model, bias=False)
-        return DataEmbedding(enc_in, d_model, temporal, dropout, bias=False, positions=0)
+        return DataEmbedding(enc_in + covariates, d_model, temporal, dropout, bias=False, positions=0)
 
     tail = (d_ff, moving_avg, dropout, activation)
     encoder = [EncoderLayer(attention(), d_model, *tail) for _ in range(e_layers)]
-    decoder = [DecoderLayer(attention(), attention(), d_model, enc_in, *tail) for _ in range(d_layers)]
+    c_out = enc_in * outputs
+    decoder = [DecoderLayer(attention(), attention(), d_model, c_out, *tail) for _ in range(d_layers)]
     return Autoformer(
-        embedding(),
-        embedding(),
+        embedding(channels.total),
+        embedding(channels.total),
         Encoder(encoder, d_model),
-        Decoder(decoder, d_model, enc_in),
+        Decoder(decoder, d_model, c_out),
         moving_avg,
         label_len,
         pred_len,
+        channels,
+        outputs,
     )

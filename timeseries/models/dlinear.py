@@ -7,6 +7,13 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
 from manyheads.timeseries.models.blocks import series_decomp
+from manyheads.timeseries.models.exogenous import (
+    NO_CHANNELS,
+    Channels,
+    LinearTerm,
+    check_extras,
+    split_outputs,
+)
 
 
 class DLinear(nn.Module):
@@ -19,39 +26,70 @@ class DLinear(nn.Module):
         pred_len: Steps to forecast.
         moving_avg: Steps in the trend's moving average; odd.
         individual: Number of variates that each get maps of their own; None shares one pair among all.
+        channels: The covariates that it takes; they enter by a linear term.
+        outputs: Numbers a step and variate.
 
     Shape:
-        x `[B, L, N]` -> `[B, P, N]`.
+        x `[B, L, N]`, past `[B, L, Cp]`, future `[B, L + P, Cf]`, static `[B, Cs]` -> `[B, P, N]`, or
+        `[B, P, N, K]` of several outputs.
 
     Source:
         "Are Transformers Effective for Time Series Forecasting?", arXiv 2205.13504.
     """
 
     def __init__(
-        self, seq_len: int, pred_len: int, moving_avg: int = 25, individual: int | None = None
+        self,
+        seq_len: int,
+        pred_len: int,
+        moving_avg: int = 25,
+        individual: int | None = None,
+        channels: Channels = NO_CHANNELS,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.moving_avg = moving_avg
+        self.moving_avg, self.channels, self.outputs = moving_avg, channels, outputs
         self.individual = self.variates = individual
-        self.Linear_Seasonal = _maps(seq_len, pred_len, individual)
-        self.Linear_Trend = _maps(seq_len, pred_len, individual)
+        self.Linear_Seasonal = _maps(seq_len, pred_len * outputs, individual)
+        self.Linear_Trend = _maps(seq_len, pred_len * outputs, individual)
+        self.covariates = LinearTerm(channels, seq_len, pred_len, outputs) if channels else None
 
-    def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        y_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """Forecast; calendar features are ignored.
 
         Raises:
-            ValueError: Maps are individual and the number of variates is not theirs.
+            ValueError: Maps are individual and the number of variates is not theirs, or these are not the
+                covariates that the model is built for.
         """
+        self.channels.check(past, future, static)
         if self.individual is not None and x.shape[-1] != self.individual:
             raise ValueError(
                 f"this DLinear has maps for {self.individual} variates; the input has {x.shape[-1]}"
             )
+        x = x if self.covariates is None else self.covariates.explained(x, future)
         seasonal, trend = series_decomp(x, self.moving_avg)
-        return _over_time(self.Linear_Seasonal, seasonal) + _over_time(self.Linear_Trend, trend)
+        y = _over_time(self.Linear_Seasonal, seasonal) + _over_time(self.Linear_Trend, trend)
+        y = split_outputs(y.mT, self.outputs)
+        return y if self.covariates is None else self.covariates(y, past, future, static)
 
 
 def dlinear(
-    seq_len: int, pred_len: int, moving_avg: int = 25, individual: bool = False, n_variates: int | None = None
+    seq_len: int,
+    pred_len: int,
+    moving_avg: int = 25,
+    individual: bool = False,
+    n_variates: int | None = None,
+    past: int = 0,
+    future: int = 0,
+    static: int = 0,
+    outputs: int = 1,
 ) -> DLinear:
     """Build a DLinear.
 
@@ -61,15 +99,19 @@ def dlinear(
         moving_avg: Steps in the trend's moving average; odd.
         individual: Whether each variate gets maps of its own.
         n_variates: Number of variates; needed if `individual`, else any number is taken.
+        past, future, static: Covariates of each role; a linear term, the same for all variates.
+        outputs: Numbers a step and variate.
 
     Raises:
-        UsageError: `moving_avg` is even, or `individual` lacks `n_variates`.
+        UsageError: `moving_avg` is even, `individual` lacks `n_variates`, or a number is negative.
     """
     if moving_avg < 1 or moving_avg % 2 == 0:
         raise UsageError(f"dlinear: moving_avg must be odd and positive, not {moving_avg}")
     if individual and n_variates is None:
         raise UsageError("dlinear: individual=True needs n_variates, the number of variates")
-    return DLinear(seq_len, pred_len, moving_avg, n_variates if individual else None)
+    channels = Channels(past, future, static)
+    check_extras("dlinear", channels, outputs, use_norm=False)
+    return DLinear(seq_len, pred_len, moving_avg, n_variates if individual else None, channels, outputs)
 
 
 def _maps(seq_len: int, pred_len: int, individual: int | None) -> nn.Linear | nn.ModuleList:

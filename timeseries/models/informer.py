@@ -29,6 +29,13 @@ from manyheads.timeseries.models.blocks import (
     known_label,
 )
 from manyheads.timeseries.models.embeddings import DataEmbedding, temporal_embedding
+from manyheads.timeseries.models.exogenous import (
+    NO_CHANNELS,
+    Channels,
+    check_extras,
+    decoder_channels,
+    history_channels,
+)
 from manyheads.timeseries.models.informer_layers import (
     Decoder,
     DecoderLayer,
@@ -58,9 +65,12 @@ class Informer(nn.Module):
         projection: From a token to the variates.
         label_len: Steps of the history that the decoder's input begins with.
         pred_len: Steps to forecast.
+        channels: The covariates that it takes, as further channels of the embeddings.
+        outputs: Numbers a step and variate; the first is a location.
 
     Shape:
-        x `[B, L, N]`, x_mark `[B, L, M]`, y_mark `[B, P, M]` -> `[B, P, c_out]`.
+        x `[B, L, N]`, x_mark `[B, L, M]`, y_mark `[B, P, M]`, past `[B, L, Cp]`, future `[B, L + P, Cf]`,
+        static `[B, Cs]` -> `[B, P, c_out]`, or `[B, P, c_out, K]` of several outputs.
 
     Source:
         arXiv 2012.07436.
@@ -75,32 +85,53 @@ class Informer(nn.Module):
         projection: nn.Linear,
         label_len: int,
         pred_len: int,
+        channels: Channels = NO_CHANNELS,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.enc_embedding, self.dec_embedding = enc_embedding, dec_embedding
         self.encoder, self.decoder, self.projection = encoder, decoder, projection
         self.label_len, self.pred_len = label_len, pred_len
+        self.channels, self.outputs = channels, outputs
 
     @property
     def variates(self) -> int:
         """How many variates it takes; they are the same ones, in their order."""
-        return self.enc_embedding.variates
+        return self.enc_embedding.variates - self.channels.total
 
-    def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
-        """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`."""
-        return self.forecast(*self._official(x, x_mark, y_mark))
+    def forward(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        y_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`.
+
+        Raises:
+            ValueError: Not the variates or covariates that the model is built for.
+        """
+        return self.forecast(*self._official(x, x_mark, y_mark, past, future, static))
 
     def forward_with_attention(
-        self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        y_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Forecast and return each encoder layer's attention weights.
 
         Shape:
-            `[B, P, c_out]`, and a list of `[B, H, L_i, L_i]`; a query that does not stand out has 1 / L_i
+            The forecast, and a list of `[B, H, L_i, L_i]`; a query that does not stand out has 1 / L_i
             everywhere.
         """
         maps: list[Tensor] = []
-        return self.forecast(*self._official(x, x_mark, y_mark), maps=maps), maps
+        return self.forecast(*self._official(x, x_mark, y_mark, past, future, static), maps=maps), maps
 
     def forecast(
         self,
@@ -115,7 +146,7 @@ class Informer(nn.Module):
         """Forecast from what the official code's `forward` takes.
 
         Args:
-            x_enc: The history.
+            x_enc: The history; covariates are further channels.
             x_mark_enc: Its calendar: features, or with tables the numbers of month, day, weekday, hour, ...
             x_dec: The last `label_len` steps of the history, then zeros.
             x_mark_dec: The calendar of these.
@@ -124,7 +155,7 @@ class Informer(nn.Module):
             maps: Gets the encoder's attention weights.
 
         Shape:
-            x_enc `[B, L, N]`, x_dec `[B, label_len + P, N]` -> `[B, P, c_out]`.
+            x_enc `[B, L, N]`, x_dec `[B, label_len + P, N]` -> `[B, P, c_out]`, or `[B, P, c_out, K]`.
 
         Raises:
             ValueError: A shape is not the model's, or `index_samples` are too few or too many.
@@ -134,14 +165,23 @@ class Informer(nn.Module):
         tokens = self.decoder(self.dec_embedding(x_dec, x_mark_dec), encoded, self.pred_len, Probe(samples))
         if samples is not None and next(samples, None) is not None:
             raise ValueError("index_samples has more entries than there are sparse attentions")
-        return self.projection(tokens)
+        y = self.projection(tokens)
+        return y if self.outputs == 1 else y.unflatten(-1, (-1, self.outputs))
 
     def _official(
-        self, x: Tensor, x_mark: Tensor | None, y_mark: Tensor | None
+        self,
+        x: Tensor,
+        x_mark: Tensor | None,
+        y_mark: Tensor | None,
+        past: Tensor | None,
+        future: Tensor | None,
+        static: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Make what `forecast` takes."""
+        self.channels.check(past, future, static)
         ahead = x.new_zeros(len(x), self.pred_len, x.shape[-1])
-        x_dec = torch.cat([known_label(x, self.label_len), ahead], dim=1)
+        x_dec = decoder_channels(torch.cat([known_label(x, self.label_len), ahead], dim=1), future)
+        x = history_channels(x, past, future, static)
         check_marks(x_mark, y_mark)
         if x_mark is None or y_mark is None:
             return x, None, x_dec, None
@@ -175,6 +215,8 @@ class _Recipe:
     cross_attention: str
     embed_bias: bool
     batch_union: bool
+    channels: Channels
+    outputs: int
 
     def __post_init__(self) -> None:
         arguments = vars(self)
@@ -183,6 +225,7 @@ class _Recipe:
         check_choices("informer", arguments, _CHOICES)
         check_transformer("informer", self.d_model, self.n_heads, self.dropout)
         check_label("informer", self.label_len, self.seq_len)
+        check_extras("informer", self.channels, self.outputs, use_norm=False)
 
     def attention(self, kind: str, causal: bool = False, mix: bool = False) -> AttentionLayer:
         if kind == "full":
@@ -214,22 +257,25 @@ class _Recipe:
         ]
         return Decoder(layers, self.d_model)
 
-    def embedding(self, length: int) -> DataEmbedding:
+    def embedding(self, length: int, channels: int) -> DataEmbedding:
         temporal = temporal_embedding(self.embed, self.freq, self.d_model, self.embed_bias)
-        return DataEmbedding(self.enc_in, self.d_model, temporal, self.dropout, self.embed_bias, length)
+        width = self.enc_in + channels
+        return DataEmbedding(width, self.d_model, temporal, self.dropout, self.embed_bias, length)
 
     def model(self, depths: Sequence[int], stacked: bool) -> Informer:
         if min(depths) < 1 or self.seq_len >> len(depths) - 1 < 1:
             raise UsageError(f"informer: no encoders of {list(depths)} layers for seq_len={self.seq_len}")
         encoders = [self.encoder(depth) for depth in depths]
         return Informer(
-            self.embedding(self.seq_len),
-            self.embedding(self.label_len + self.pred_len),
+            self.embedding(self.seq_len, self.channels.total),
+            self.embedding(self.label_len + self.pred_len, self.channels.future),
             EncoderStack(encoders) if stacked else encoders[0],
             self.decoder(),
-            nn.Linear(self.d_model, self.enc_in if self.c_out is None else self.c_out),
+            nn.Linear(self.d_model, (self.enc_in if self.c_out is None else self.c_out) * self.outputs),
             self.label_len,
             self.pred_len,
+            self.channels,
+            self.outputs,
         )
 
 
@@ -256,6 +302,10 @@ def informer(
     cross_attention: str = "full",
     embed_bias: bool = True,
     batch_union: bool = False,
+    past: int = 0,
+    future: int = 0,
+    static: int = 0,
+    outputs: int = 1,
 ) -> Informer:
     """Build an Informer; the defaults are its authors' code.
 
@@ -274,6 +324,8 @@ def informer(
         embed_bias: Whether the embeddings have biases.
         batch_union: With one head, let all samples of a batch take the queries that stand out in any: a
             fault of the time-series library, with which a forecast depends on its batch.
+        past, future, static: Covariates of each role, as channels; future ones reach the decoder as well.
+        outputs: Numbers a step and variate.
 
     Raises:
         UsageError: An argument is not possible.
@@ -281,7 +333,7 @@ def informer(
     return _Recipe(
         seq_len, pred_len, enc_in, c_out, label_len, factor, d_model, n_heads, d_layers, d_ff, dropout, attn,
         embed, freq, activation, distil, head_layout, distil_padding, cross_attention, embed_bias,
-        batch_union,
+        batch_union, Channels(past, future, static), outputs,
     ).model((e_layers,), stacked=False)  # fmt: skip
 
 
@@ -308,6 +360,10 @@ def informer_stack(
     cross_attention: str = "full",
     embed_bias: bool = True,
     batch_union: bool = False,
+    past: int = 0,
+    future: int = 0,
+    static: int = 0,
+    outputs: int = 1,
 ) -> Informer:
     """Build an Informer of several encoders, each of which reads half as much history as the one before.
 
@@ -323,5 +379,5 @@ def informer_stack(
     return _Recipe(
         seq_len, pred_len, enc_in, c_out, label_len, factor, d_model, n_heads, d_layers, d_ff, dropout, attn,
         embed, freq, activation, distil, head_layout, distil_padding, cross_attention, embed_bias,
-        batch_union,
+        batch_union, Channels(past, future, static), outputs,
     ).model(depths, stacked=True)  # fmt: skip

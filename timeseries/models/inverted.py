@@ -16,6 +16,7 @@ from manyheads.core.ops import attention
 from manyheads.core.ops.dropout import dropout
 from manyheads.timeseries.models.attention import ACTIVATIONS
 from manyheads.timeseries.models.blocks import Pointwise
+from manyheads.timeseries.models.exogenous import NO_CHANNELS, Channels, CovariateTokens, split_outputs
 
 _EPSILON = 1e-5  # added to the variance of a window
 
@@ -143,7 +144,7 @@ class InvertedForecaster(nn.Module):
     """Forecast every variate from its own history and, by the layers, from the others'.
 
     No parameter depends on the number of variates: any number may be given at inference. Calendar features,
-    if given, take part as further tokens, after the variates.
+    if given, take part as further tokens, after the variates, and covariates as tokens after these.
 
     Args:
         layer: Makes one of the layers; they are called as an `EncoderLayer` is.
@@ -153,9 +154,12 @@ class InvertedForecaster(nn.Module):
         e_layers: How many layers.
         dropout: Probability of dropping an element of an embedded token.
         use_norm: Whether each window is standardised on the way in and restored on the way out.
+        channels: The covariates that it takes.
+        outputs: Numbers a step and variate; the first is a location.
 
     Shape:
-        x `[B, L, N]`, x_mark `[B, L, M]` -> `[B, P, N]`.
+        x `[B, L, N]`, x_mark `[B, L, M]`, past `[B, L, Cp]`, future `[B, L + P, Cf]`, static `[B, Cs]` ->
+        `[B, P, N]`, or `[B, P, N, K]` of several outputs.
     """
 
     def __init__(
@@ -167,30 +171,60 @@ class InvertedForecaster(nn.Module):
         e_layers: int,
         dropout: float,
         use_norm: bool,
+        channels: Channels = NO_CHANNELS,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.use_norm = use_norm
+        self.use_norm, self.channels, self.outputs = use_norm, channels, outputs
         self.enc_embedding = InvertedEmbedding(seq_len, d_model, dropout)
         self.encoder = Encoder([layer() for _ in range(e_layers)], d_model)
-        self.projector = nn.Linear(d_model, pred_len)
+        self.projector = nn.Linear(d_model, pred_len * outputs)
+        self.covariates = CovariateTokens(channels, pred_len, d_model) if channels else None
 
-    def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
-        """Forecast; the calendar features of the horizon (`y_mark`) are not used."""
-        return self._forecast(x, x_mark, None)
+    def forward(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        y_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast; the calendar features of the horizon (`y_mark`) are not used.
 
-    def forward_with_attention(self, x: Tensor, x_mark: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        Raises:
+            ValueError: Not the covariates that the model is built for.
+        """
+        return self._forecast(x, x_mark, (past, future, static), None)
+
+    def forward_with_attention(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
         """Forecast and return each layer's attention weights.
 
         Shape:
-            `[B, P, N]`, and a list of `[B, H, N + M, N + M]`: row i says what token i takes from the others.
+            The forecast, and a list of `[B, H, T, T]`: row i says what token i takes from the others. The
+            tokens are variates, calendar features, past, future and static covariates.
 
         Raises:
             UsageError: The layers of this model have no such weights.
         """
         maps: list[Tensor] = []
-        return self._forecast(x, x_mark, maps), maps
+        return self._forecast(x, x_mark, (past, future, static), maps), maps
 
-    def _forecast(self, x: Tensor, x_mark: Tensor | None, maps: list[Tensor] | None) -> Tensor:
+    def _forecast(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None,
+        covariates: tuple[Tensor | None, Tensor | None, Tensor | None],
+        maps: list[Tensor] | None,
+    ) -> Tensor:
+        self.channels.check(*covariates)
         x = x.mT.contiguous()  # [B, N, L]: sums over time read memory in order
         if self.use_norm:
             var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)  # [B, N, 1]
@@ -198,6 +232,8 @@ class InvertedForecaster(nn.Module):
             mean, std = mean.detach(), (var + _EPSILON).sqrt()
             x = (x - mean) / std
         series = x if x_mark is None else torch.cat([x, x_mark.mT], dim=1)  # [B, N + M, L]
-        tokens = self.encoder(self.enc_embedding(series), x.shape[1], maps)  # [B, N, d_model]
-        y = self.projector(tokens)  # [B, N, P]
-        return (y * std + mean if self.use_norm else y).mT
+        tokens = self.enc_embedding(series)
+        if self.covariates is not None:
+            tokens = torch.cat([tokens, self.covariates(self.enc_embedding, *covariates)], dim=1)
+        y = self.projector(self.encoder(tokens, x.shape[1], maps))  # [B, N, P * K]
+        return split_outputs(y * std + mean if self.use_norm else y, self.outputs)

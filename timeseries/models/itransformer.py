@@ -12,6 +12,7 @@ from torch import Tensor
 from manyheads.core.errors import DataError
 from manyheads.timeseries.models.attention import ACTIVATIONS
 from manyheads.timeseries.models.blocks import check_choices, check_positive, check_transformer
+from manyheads.timeseries.models.exogenous import Channels, check_extras
 from manyheads.timeseries.models.inverted import AttentionLayer, EncoderLayer, InvertedForecaster
 
 
@@ -25,6 +26,10 @@ def itransformer(
     dropout: float = 0.1,
     activation: str = "gelu",
     use_norm: bool = True,
+    past: int = 0,
+    future: int = 0,
+    static: int = 0,
+    outputs: int = 1,
 ) -> InvertedForecaster:
     """Build an iTransformer; the order of the variates does not matter to it.
 
@@ -38,6 +43,8 @@ def itransformer(
         dropout: Probability, for every dropout.
         activation: "gelu" or "relu".
         use_norm: Whether each window is standardised on the way in and restored on the way out.
+        past, future, static: Covariates of each role; each is a token.
+        outputs: Numbers a step and variate; more than one needs use_norm=False.
 
     Raises:
         UsageError: A size is not positive, the heads do not divide d_model, or the activation is unknown.
@@ -53,12 +60,15 @@ def itransformer(
     check_positive("itransformer", given, ("seq_len", "pred_len", "d_model", "n_heads", "e_layers", "d_ff"))
     check_transformer("itransformer", d_model, n_heads, dropout)
     check_choices("itransformer", given, {"activation": tuple(ACTIVATIONS)})
+    channels = Channels(past, future, static)
+    check_extras("itransformer", channels, outputs, use_norm)
 
     def layer() -> EncoderLayer:
         mixer = AttentionLayer(d_model, n_heads, dropout)
         return EncoderLayer(mixer, d_model, d_ff, dropout, activation)
 
-    return InvertedForecaster(layer, seq_len, pred_len, d_model, e_layers, dropout, use_norm)
+    sizes = (seq_len, pred_len, d_model, e_layers)
+    return InvertedForecaster(layer, *sizes, dropout, use_norm, channels, outputs)
 
 
 def load_library_weights(model: InvertedForecaster, state: Mapping[str, Tensor]) -> None:

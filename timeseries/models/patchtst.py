@@ -14,6 +14,13 @@ from manyheads.core.ops.dropout import dropout
 from manyheads.timeseries.models.attention import ACTIVATIONS
 from manyheads.timeseries.models.blocks import check_choices, check_positive, check_transformer
 from manyheads.timeseries.models.embeddings import sinusoid
+from manyheads.timeseries.models.exogenous import (
+    NO_CHANNELS,
+    Channels,
+    LinearTerm,
+    check_extras,
+    split_outputs,
+)
 from manyheads.timeseries.models.inverted import AttentionLayer, EncoderLayer
 
 _EPSILON = 1e-5  # added to the variance of a window
@@ -114,32 +121,65 @@ class Head(nn.Module):
 class PatchTST(nn.Module):
     """Forecast every variate from its own history, with the same weights for all.
 
-    Each window is standardised on the way in and restored on the way out. Any number of variates will do.
+    Any number of variates will do.
 
     Args:
         patch_embedding: Makes the tokens.
         encoder: Mixes them.
         head: Makes the horizon of them.
+        use_norm: Whether each window is standardised on the way in and restored on the way out.
+        channels: The covariates that it takes.
+        covariates: The term by which they enter.
+        outputs: Numbers a step and variate.
 
     Shape:
-        x `[B, L, N]` -> `[B, P, N]`.
+        x `[B, L, N]`, past `[B, L, Cp]`, future `[B, L + P, Cf]`, static `[B, Cs]` -> `[B, P, N]`, or
+        `[B, P, N, K]` of several outputs.
 
     Source:
         arXiv 2211.14730.
     """
 
-    def __init__(self, patch_embedding: PatchEmbedding, encoder: Encoder, head: Head) -> None:
+    def __init__(
+        self,
+        patch_embedding: PatchEmbedding,
+        encoder: Encoder,
+        head: Head,
+        use_norm: bool = True,
+        channels: Channels = NO_CHANNELS,
+        covariates: LinearTerm | None = None,
+        outputs: int = 1,
+    ) -> None:
         super().__init__()
         self.patch_embedding, self.encoder, self.head = patch_embedding, encoder, head
+        self.use_norm, self.channels, self.outputs = use_norm, channels, outputs
+        self.covariates = covariates
 
-    def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
-        """Forecast; calendar features are ignored."""
+    def forward(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        y_mark: Tensor | None = None,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast; calendar features are ignored.
+
+        Raises:
+            ValueError: Not the covariates that the model is built for.
+        """
+        self.channels.check(past, future, static)
+        x = x if self.covariates is None else self.covariates.explained(x, future)
         x = x.mT.contiguous()  # [B, N, L]
-        var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)  # [B, N, 1]
-        mean, std = mean.detach(), (var + _EPSILON).sqrt()  # the library stops the mean's gradient only
-        series = ((x - mean) / std).flatten(0, 1)  # [B * N, L]
-        y = self.head(self.encoder(self.patch_embedding(series)))  # [B * N, P]
-        return (y.view(*x.shape[:2], -1) * std + mean).mT
+        if self.use_norm:
+            var, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)  # [B, N, 1]
+            mean, std = mean.detach(), (var + _EPSILON).sqrt()  # the library stops the mean's gradient only
+            x = (x - mean) / std
+        tokens = self.encoder(self.patch_embedding(x.flatten(0, 1)))  # [B * N, patches, d_model]
+        y = self.head(tokens).view(*x.shape[:2], -1)  # [B, N, P * K]
+        y = split_outputs(y * std + mean if self.use_norm else y, self.outputs)
+        return y if self.covariates is None else self.covariates(y, past, future, static)
 
 
 def patchtst(
@@ -153,6 +193,11 @@ def patchtst(
     activation: str = "gelu",
     patch_len: int = 16,
     stride: int = 8,
+    use_norm: bool = True,
+    past: int = 0,
+    future: int = 0,
+    static: int = 0,
+    outputs: int = 1,
 ) -> PatchTST:
     """Build a PatchTST; the defaults are the time-series library's.
 
@@ -161,6 +206,9 @@ def patchtst(
         d_model, n_heads, e_layers, d_ff, dropout, activation: Sizes; "gelu" or "relu".
         patch_len: Steps of a patch.
         stride: Steps from a patch to the next.
+        use_norm: Whether each window is standardised on the way in and restored on the way out.
+        past, future, static: Covariates of each role; a linear term, the same for all variates.
+        outputs: Numbers a step and variate; more than one needs use_norm=False.
 
     Raises:
         UsageError: An argument is not possible.
@@ -172,6 +220,8 @@ def patchtst(
     check_transformer("patchtst", d_model, n_heads, dropout)
     if patch_len > seq_len:
         raise UsageError(f"patchtst: patch_len={patch_len} is longer than seq_len={seq_len}")
+    channels = Channels(past, future, static)
+    check_extras("patchtst", channels, outputs, use_norm)
     patches = (seq_len - patch_len) // stride + 2
     layers = [
         EncoderLayer(AttentionLayer(d_model, n_heads, dropout), d_model, d_ff, dropout, activation)
@@ -180,5 +230,9 @@ def patchtst(
     return PatchTST(
         PatchEmbedding(d_model, patch_len, stride, patches, dropout),
         Encoder(layers, d_model),
-        Head(d_model * patches, pred_len, dropout),
+        Head(d_model * patches, pred_len * outputs, dropout),
+        use_norm,
+        channels,
+        LinearTerm(channels, seq_len, pred_len, outputs) if channels else None,
+        outputs,
     )
