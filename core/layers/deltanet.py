@@ -7,18 +7,17 @@ Source: Yang et al. 2024 (arXiv 2406.06484); with the decay, Yang et al. 2024 (a
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyheads.core.layers.mamba2 import first_decays
 from manyheads.core.layers.norm import RMSNorm
 from manyheads.core.ops.delta_rule import delta_rule, delta_rule_step
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
-
-DT_MIN, DT_MAX = 0.001, 0.1  # the range of the first step sizes of the decay
+from manyheads.core.ops.precision import wide
 
 
 class DeltaNetState(NamedTuple):
@@ -61,6 +60,9 @@ class DeltaNet(nn.Module):
         >>> next_y, state = layer.step(token, state)
     """
 
+    dt_bias: nn.Parameter | None
+    A_log: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -88,8 +90,7 @@ class DeltaNet(nn.Module):
         self.v_conv1d = nn.Conv1d(values, values, d_conv, groups=values, bias=False)
         self.g_proj = nn.Linear(dim, values, bias=False) if gate else None
         self.a_proj = nn.Linear(dim, num_heads, bias=False) if decay else None
-        self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log()) if decay else None
-        self.dt_bias = nn.Parameter(_first_steps(num_heads)) if decay else None
+        self.dt_bias, self.A_log = first_decays(num_heads) if decay else (None, None)
         self.o_norm = RMSNorm(self.value_dim, eps=norm_eps)
         self.o_proj = nn.Linear(values, dim, bias=False)
 
@@ -175,17 +176,8 @@ class DeltaNet(nn.Module):
     def _log_decay(self, x: Tensor) -> Tensor | None:
         if self.a_proj is None or self.A_log is None:
             return None
-        gate = self.a_proj(x)
-        wide = torch.promote_types(gate.dtype, torch.float32)
-        return -self.A_log.to(wide).exp() * F.softplus(gate.to(wide) + self.dt_bias)
+        return -wide(self.A_log).exp() * F.softplus(wide(self.a_proj(x)) + self.dt_bias)
 
     def _output(self, x: Tensor, y: Tensor) -> Tensor:
         normed = self.o_norm(y).flatten(-2)  # [..., values]
         return self.o_proj(normed if self.g_proj is None else normed * F.silu(self.g_proj(x)))
-
-
-def _first_steps(count: int) -> Tensor:
-    """Biases whose softplus is log-uniform between DT_MIN and DT_MAX."""
-    low, high = math.log(DT_MIN), math.log(DT_MAX)
-    step = torch.empty(count).uniform_(low, high).exp()
-    return step + (-torch.expm1(-step)).log()

@@ -54,14 +54,9 @@ class LongformerAttention(nn.Module):
     def forward(self, x: Tensor, global_tokens: int | Tensor = 0, mask: Tensor | None = None) -> Tensor:
         """Return the attended values, heads side by side."""
         q, k, v = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
-        rows = (
-            None
-            if isinstance(global_tokens, int) and global_tokens == 0
-            else self._global(x, global_tokens, mask)
-        )
-        out = local_attention(
-            q, k, v, self.window, global_tokens=global_tokens, global_rows=rows, mask=mask
-        )  # fmt: skip
+        none = isinstance(global_tokens, int) and global_tokens == 0
+        rows = None if none else self._global(x, global_tokens, mask)
+        out = local_attention(q, k, v, self.window, global_tokens=global_tokens, global_rows=rows, mask=mask)
         return out.flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:

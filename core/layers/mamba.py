@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
+from manyheads.core.ops.precision import wide
 from manyheads.core.ops.selective_scan import selective_scan, selective_scan_step
 
 DT_MIN, DT_MAX = 0.001, 0.1  # the range of the first step sizes
@@ -248,7 +249,7 @@ def _coefficients(u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tenso
 
 def _decays(A_log: Tensor) -> Tensor:
     """A, at least in float32."""
-    return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+    return -torch.exp(wide(A_log))
 
 
 def _scan(
@@ -267,13 +268,18 @@ def _scan(
 
 
 def _step_size_projection(rank: int, inner: int) -> nn.Linear:
-    """A projection whose step sizes begin, after the softplus, log-uniform between DT_MIN and DT_MAX."""
+    """A projection whose step sizes begin in Mamba's range."""
     layer = nn.Linear(rank, inner)
     nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)
-    dt = torch.exp(torch.empty(inner).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
     with torch.no_grad():
-        layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the softplus's inverse
+        layer.bias.copy_(first_step_biases(inner))
     return layer
+
+
+def first_step_biases(count: int) -> Tensor:
+    """Biases whose softplus is log-uniform between DT_MIN and DT_MAX: where Mamba's step sizes begin."""
+    dt = torch.exp(torch.empty(count).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
+    return dt + torch.log(-torch.expm1(-dt))  # the softplus's inverse
 
 
 def _first_A_log(inner: int, d_state: int) -> Tensor:

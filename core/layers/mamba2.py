@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyheads.core.layers.mamba import first_step_biases
 from manyheads.core.ops.decay_attention import decay_attention, decay_attention_step
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.norm import rms_norm
+from manyheads.core.ops.precision import wide
 
-DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4  # the range of the first step sizes
 DECAY_RANGE = (1.0, 16.0)  # of the first decay rates
 NORM_EPS = 1e-5
 
@@ -94,15 +95,14 @@ def _direct(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:
 
 def step_sizes(dt: Tensor, bias: Tensor, limit: tuple[float, float]) -> Tensor:
     """Step sizes from their projection, at least float32: softplus, then clamped to the limit."""
-    sizes = F.softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)) + bias)
+    sizes = F.softplus(wide(dt) + bias)
     return sizes if limit == (0.0, math.inf) else sizes.clamp(*limit)
 
 
 def first_decays(num_heads: int) -> tuple[nn.Parameter, nn.Parameter]:
     """`dt_bias` and `A_log` as the official code begins them: log-uniform step sizes, uniform rates."""
-    dt = torch.exp(torch.rand(num_heads) * math.log(DT_MAX / DT_MIN) + math.log(DT_MIN)).clamp(min=DT_FLOOR)
     rates = torch.empty(num_heads).uniform_(*DECAY_RANGE)
-    return nn.Parameter(dt + torch.log(-torch.expm1(-dt))), nn.Parameter(rates.log())
+    return nn.Parameter(first_step_biases(num_heads)), nn.Parameter(rates.log())
 
 
 class GatedRMSNorm(nn.Module):

@@ -23,9 +23,9 @@ from manyheads.core.layers.s4_kernels import (
     discretize,
     log_steps,
     vandermonde,
-    wide,
 )
 from manyheads.core.ops.fft_conv import fft_conv
+from manyheads.core.ops.precision import wide
 
 
 class S4State(NamedTuple):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.layers.hippo import diagonal, normal_plus_low_rank
+from manyheads.core.ops.precision import wide
 
 # Tokens that the dense recurrence of `DplrKernel.advance` takes in one step.
 _CHUNK = 64
@@ -285,11 +286,6 @@ def continuous(log_real: Tensor, imaginary: Tensor) -> Tensor:
 def both(x: Tensor) -> Tensor:
     """The kept states and their conjugates, one after the other."""
     return torch.cat([x, x.conj()], -1)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def as_complex(x: Tensor) -> Tensor:

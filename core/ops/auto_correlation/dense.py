@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core.ops.auto_correlation.reference import Mode, lags
+from manyheads.core.ops.precision import wide
 
 # Products of L x L matrices up to this length, Fourier transforms above it (README.md has the measurement).
 PRODUCTS_UP_TO = 768
@@ -27,7 +28,7 @@ def auto_correlation(
 ) -> Tensor:
     """Compute the mean correlation and the weighted sum of shifts; arguments as the public function's."""
     length = q.shape[1]
-    queries, keys, values = (_rows(x[:, :length]) for x in (q, k, v))
+    queries, keys, values = (wide(x[:, :length].flatten(2)) for x in (q, k, v))  # [B, S, C]
     short = length <= PRODUCTS_UP_TO
     mean = (_correlate if short else _correlate_by_spectrum)(queries, keys) / queries.shape[2]  # [B, L]
     if even_lags and length % 2:
@@ -41,12 +42,6 @@ def auto_correlation(
     taps = mean.new_zeros(mean.shape[0], length).scatter(1, chosen, weights)  # [B, L]
     out = (_shift if short else _shift_by_spectrum)(taps, values)
     return out.to(v.dtype).view_as(q)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Heads and channels in one row, `[B, S, C]`, at least float32."""
-    x = x.flatten(2)
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _correlate(queries: Tensor, keys: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manyheads.core.ops.precision import wide
+
 Mode = Literal["batch", "sample", "channel"]
 MODES: tuple[str, ...] = get_args(Mode)
 
@@ -34,7 +36,7 @@ def auto_correlation(
 ) -> Tensor:
     """Compute every channel's correlation; arguments as the public function's."""
     batch, length = q.shape[:2]
-    q, k, values = (x if x.dtype == torch.float64 else x.float() for x in (q, fit(k, length), fit(v, length)))
+    q, k, values = (wide(x) for x in (q, fit(k, length), fit(v, length)))
     spectrum = torch.fft.rfft(q, dim=1) * torch.fft.rfft(k, dim=1).conj()  # [B, L // 2 + 1, H, E]
     kept = max(2 * (length // 2), 1) if even_lags else length
     correlation = torch.fft.irfft(spectrum, n=kept, dim=1)  # [B, lags, H, E]

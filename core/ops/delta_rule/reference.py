@@ -7,6 +7,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from manyheads.core.ops.precision import wide
+
 _EPS = 1e-6
 
 
@@ -72,8 +74,3 @@ def unit(x: Tensor) -> Tensor:
     """x over its length along the last axis, in x's dtype."""
     long = wide(x)
     return (long * (long.square().sum(-1, keepdim=True) + _EPS).rsqrt()).to(x.dtype)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32, or float64 if it is that."""
-    return x if x.dtype == torch.float64 else x.float()

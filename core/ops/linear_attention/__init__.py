@@ -222,10 +222,10 @@ def _check(
     if not causal:
         if initial_state is not None or return_state or cu_seqlens is not None:
             raise ValueError(f"{op}: states and cu_seqlens belong to causal=True")
-        if q.dim() == v.dim() == 4 and q.shape[:1] == v.shape[:1]:
-            check_inputs(op, q[:, :0], k[:, :0], v[:, :0])
-        if k.shape[:2] != v.shape[:2] or q.shape[0] != v.shape[0]:
+        whole = q.dim() == k.dim() == v.dim() == 4
+        if whole and (k.shape[:2] != v.shape[:2] or q.shape[0] != v.shape[0]):
             raise ValueError(f"{op}: q, k and v must agree in B, k and v in length")
+        check_inputs(op, *(x[:, :0] if whole else x for x in (q, k, v)))  # q may have a length of its own
         return
     check_inputs(op, q, k, v)
     check_states(op, q, k, v, None if initial_state is None else initial_state.kv, cu_seqlens)

@@ -10,8 +10,9 @@ CRMSNorm, Jiang et al. 2023 (arXiv 2305.14858).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from manyheads.core.ops.precision import wide
 
 
 def rms_norm(
@@ -24,7 +25,7 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Divide each row by its root mean square."""
     z = x if residual is None else x + residual
-    row = _wide(z)
+    row = wide(z)
     mean_square = row.square().mean(-1, keepdim=True)  # [..., 1]
     y = _affine(row * (mean_square + eps).rsqrt(), weight, bias).to(z.dtype)
     return y if residual is None else (y, z)
@@ -40,7 +41,7 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Take the mean from each row, then divide by its standard deviation."""
     z = x if residual is None else x + residual
-    row = _wide(z)
+    row = wide(z)
     centred = row - row.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)  # [..., 1]
     y = _affine(centred * (variance + eps).rsqrt(), weight, bias).to(z.dtype)
@@ -60,15 +61,11 @@ def crms_norm(
     The missing entry is minus the sum of the others, so the mean square needs no storage for it.
     """
     z = x if residual is None else x + residual
-    row = _wide(z)
+    row = wide(z)
     missing = row.sum(-1, keepdim=True)  # up to its sign, which the square forgets
     mean_square = (row.square().sum(-1, keepdim=True) + missing.square()) / (row.shape[-1] + 1)
     y = _affine(row * (mean_square + eps).rsqrt(), weight, bias).to(z.dtype)
     return y if residual is None else (y, z)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _affine(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

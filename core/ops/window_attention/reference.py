@@ -28,9 +28,8 @@ def window_attention(
     if bias is not None:
         scores = scores + bias
     if where.shifted:
-        region = split(regions(where).to(q.device)[None, :, :, None, None], where)[
-            0, :, :, 0, 0
-        ]  # [windows, n]
+        sides = regions(where).to(q.device)[None, :, :, None, None]
+        region = split(sides, where)[0, :, :, 0, 0]  # [windows, n]
         scores = scores.masked_fill((region[:, :, None] != region[:, None, :])[:, None], -math.inf)
     weights = _softmax(scores).to(v.dtype)
     return join(torch.einsum("bwhij,bwjhd->bwihd", weights, vw), where)

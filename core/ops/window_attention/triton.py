@@ -13,10 +13,11 @@ from torch import Tensor
 
 from manyheads.core.aot import Variant
 from manyheads.core.dispatch import interpreting
+from manyheads.core.ops.attention.triton_configs import Config
 from manyheads.core.ops.launches import LOG2E, architecture, dense, padded
 from manyheads.core.ops.window_attention import triton_kernels as kernels
 from manyheads.core.ops.window_attention.geometry import Geometry, layout
-from manyheads.core.ops.window_attention.triton_configs import CONFIGS, SHORT, Config
+from manyheads.core.ops.window_attention.triton_configs import CONFIGS, SHORT
 
 BITS = 15  # of x and of y in the kernels' table
 # Programs of a sum over windows: enough to fill a GPU of 132 processors four times (small tiles), or twice.

@@ -13,7 +13,7 @@ from manyheads.core.ops.linear_attention import (
     linear_attention_step,
     reference,
 )
-from manyheads.core.testing import assert_accurate, check_gradients, nan_filled_empties
+from manyheads.core.testing import assert_accurate, assert_within, check_gradients, nan_filled_empties
 
 MAPS = ["elu", "relu", "squared_relu", "silu", "identity"]
 
@@ -115,15 +115,10 @@ def test_official(name, backend, golden):
         )  # fmt: skip
     found = {"o": out, "final_state": last.kv, "final_z": None if last.z is None else last.z[:, None]}
     for key, want in case.group("output").items():
-        within(found[key], want, limits[0])
+        assert_within(found[key], want, limits[0])
     sum((found[k] * v).sum() for k, v in case.group("cotangent").items()).backward()
     for key, want in case.group("grad_input").items():
-        within(leaves[key].grad, want, limits[1])
-
-
-def within(got: Tensor, want: Tensor, relative: float) -> None:
-    error = (got.detach() - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), f"off by {error:.2e}"
+        assert_within(leaves[key].grad, want, limits[1])
 
 
 @torch.no_grad()
@@ -203,6 +198,8 @@ def test_refusals():
             linear_attention(q, q, q, **options)
     with pytest.raises(ValueError, match="k and v in length"):
         linear_attention(q, q[:, :3], q)
+    with pytest.raises(ValueError, match=r"q must be \[B, L, heads, dim\]"):
+        linear_attention(q[0], q[0], q[0])
     with pytest.raises(ValueError, match="agree in batch and length"):
         linear_attention(q[:, :3], q, q, causal=True)
     with pytest.raises(TypeError, match="one floating dtype"):
