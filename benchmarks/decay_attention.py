@@ -38,6 +38,8 @@ def cases(device: str) -> Iterator[Case]:
         gates = torch.randn(1, 1024, 6, *([64] if vector else []), device=device)
         given = (q, k, v, F.logsigmoid(gates + 2))
         ours, theirs = inference(decay_attention, *given), inference(recurrence, *given)
-        yield Case(f"{name} forward", shape, PEER, ours, theirs, target, difference(ours, theirs))
+        yield Case(
+            f"decay_attention {name} forward", shape, PEER, ours, theirs, target, difference(ours, theirs)
+        )
         ours, theirs = training(decay_attention, *given), training(recurrence, *given)
-        yield Case(f"{name} forward+backward", shape, PEER, ours, theirs)
+        yield Case(f"decay_attention {name} forward+backward", shape, PEER, ours, theirs)

@@ -48,11 +48,25 @@ def cases(device: str) -> Iterator[Case]:
     for name, peer in peers.items():
         ours, theirs = inference(causal, *given), inference(peer, *given)
         yield Case(
-            "causal forward", shape, f"{name}, {VERSION}", ours, theirs, None, difference(ours, theirs)
+            "linear_attention causal forward",
+            shape,
+            f"{name}, {VERSION}",
+            ours,
+            theirs,
+            None,
+            difference(ours, theirs),
         )
     ours, theirs = training(causal, *given), training(masked, *given)
-    yield Case("causal forward+backward", shape, f"masked weights, {VERSION}", ours, theirs)
+    yield Case("linear_attention causal forward+backward", shape, f"masked weights, {VERSION}", ours, theirs)
     ours, theirs = inference(whole, *given), inference(quadratic, *given)
-    yield Case("forward", shape, f"all weights, {VERSION}", ours, theirs, None, difference(ours, theirs))
+    yield Case(
+        "linear_attention forward",
+        shape,
+        f"all weights, {VERSION}",
+        ours,
+        theirs,
+        None,
+        difference(ours, theirs),
+    )
     ours, theirs = training(whole, *given), training(quadratic, *given)
-    yield Case("forward+backward", shape, f"all weights, {VERSION}", ours, theirs)
+    yield Case("linear_attention forward+backward", shape, f"all weights, {VERSION}", ours, theirs)
