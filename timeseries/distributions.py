@@ -76,8 +76,12 @@ class StudentT:
 
     def quantile(self, levels: Sequence[float]) -> Tensor:
         """Return quantiles `[..., Q]`."""
+        return StudentT(self.df[..., None], self.loc[..., None], self.scale[..., None]).at(levels)
+
+    def at(self, levels: Sequence[float]) -> Tensor:
+        """Return the quantiles of parameters `[..., Q]`, each at its own level."""
         standard = student_t_quantile(self.df, _levels(levels))
-        return (self.loc.double()[..., None] + self.scale.double()[..., None] * standard).to(self.loc.dtype)
+        return (self.loc.double() + self.scale.double() * standard).to(self.loc.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[n, ...]`; with one draw, in the order in which torch.distributions draws."""
@@ -123,9 +127,13 @@ class Normal:
 
     def quantile(self, levels: Sequence[float]) -> Tensor:
         """Return quantiles `[..., Q]`."""
+        return Normal(self.loc[..., None], self.scale[..., None]).at(levels)
+
+    def at(self, levels: Sequence[float]) -> Tensor:
+        """Return the quantiles of parameters `[..., Q]`, each at its own level."""
         probabilities = torch.tensor(_levels(levels), dtype=torch.float64, device=self.loc.device)
         standard = torch.special.ndtri(probabilities)
-        return (self.loc.double()[..., None] + self.scale.double()[..., None] * standard).to(self.loc.dtype)
+        return (self.loc.double() + self.scale.double() * standard).to(self.loc.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[n, ...]`; with one draw, in the order in which torch.distributions draws."""
@@ -177,8 +185,12 @@ class NegativeBinomial:
 
     def quantile(self, levels: Sequence[float]) -> Tensor:
         """Return quantiles `[..., Q]`: the smallest count that is not exceeded with that probability."""
+        return NegativeBinomial(self.total_count[..., None], self.logits[..., None]).at(levels)
+
+    def at(self, levels: Sequence[float]) -> Tensor:
+        """Return the quantiles of parameters `[..., Q]`, each at its own level."""
         wanted = torch.tensor(_levels(levels), dtype=torch.float64, device=self.logits.device)
-        n, logits = self.total_count.double()[..., None], self.logits.double()[..., None]
+        n, logits = self.total_count.double(), self.logits.double()
         fail, succeed = torch.sigmoid(-logits), torch.sigmoid(logits)
         # No relative error of the distribution function below this one may move an exact tie up.
         wanted = wanted * (1 - 1e-12)
