@@ -62,8 +62,8 @@ def rows(device: str, dtype: torch.dtype) -> list[Row]:
     for op in OPS:
         for call, features in (("", {}), *_SPECIAL.get(op, ())):
             choice = dispatch.choose(op, device=device, dtype=dtype, **features)
-            text = dispatch.explain(op, device=device, dtype=dtype, **features)
-            passed = tuple(line.strip() for line in text.splitlines()[1:])
+            explained = dispatch.explain(op, device=device, dtype=dtype, **features)
+            passed = tuple(line.strip() for line in explained.splitlines()[1:])
             found.append(Row(op, call, choice.backend, choice.reason, passed))
     return found
 

@@ -3,6 +3,7 @@
 from manyheads.core.layers.attention import MultiHeadAttention
 from manyheads.core.layers.deltanet import DeltaNet, DeltaNetState
 from manyheads.core.layers.hydra import Hydra
+from manyheads.core.layers.local_attention import LongformerAttention
 from manyheads.core.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from manyheads.core.layers.mamba2 import Mamba2
 from manyheads.core.layers.mlp import GatedMlp, Mlp
@@ -25,6 +26,7 @@ __all__ = [
     "Hydra",
     "LayerNorm",
     "LearnedPositions",
+    "LongformerAttention",
     "Mamba",
     "Mamba2",
     "MambaState",

@@ -174,7 +174,7 @@ class DeltaNet(nn.Module):
         return q, k, v
 
     def _log_decay(self, x: Tensor) -> Tensor | None:
-        if self.a_proj is None or self.A_log is None:
+        if self.a_proj is None or self.A_log is None or self.dt_bias is None:
             return None
         return -wide(self.A_log).exp() * F.softplus(wide(self.a_proj(x)) + self.dt_bias)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -94,11 +95,7 @@ def _(
 
 
 def _path(backend: str) -> Any:
-    if backend == "cpu":
-        return cpu
-    from manyheads.core.ops.delta_rule import triton
-
-    return triton
+    return importlib.import_module(f"manyheads.core.ops.delta_rule.{backend}")
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

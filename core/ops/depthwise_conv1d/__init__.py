@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyheads.core.dispatch import choose
 from manyheads.core.ops import packed
-from manyheads.core.ops.depthwise_conv1d import cpu, custom_op, reference
+from manyheads.core.ops.depthwise_conv1d import custom_op, reference
 
 __all__ = ["depthwise_conv1d", "depthwise_conv1d_step"]
 
@@ -162,11 +162,8 @@ def _forward(
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:4])
     if learns or backend == "triton" or torch.compiler.is_compiling():
         return custom_op.convolve(*given, backend)
-    if backend == "cpu":  # without gradients it needs no op around it
-        return cpu.forward(*given)
-    from manyheads.core.ops.depthwise_conv1d import numba
-
-    return numba.forward(*given)
+    y: Tensor = custom_op.path(backend).forward(*given)  # without gradients it needs no op around it
+    return y
 
 
 def _last(x: Tensor, past: Tensor | None, count: int, reverse: bool, cu_seqlens: Tensor | None) -> Tensor:

@@ -6,12 +6,11 @@ Triton's interpreter, for CPU tensors) and fake kernels.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from manyheads.core.ops.depthwise_conv1d import cpu
 
 
 @torch.library.custom_op("manyheads::depthwise_conv1d", mutates_args=())
@@ -26,15 +25,8 @@ def convolve(
     backend: str,
 ) -> Tensor:
     """Convolve; as `cpu.forward`."""
-    if backend == "cpu":
-        return cpu.forward(x, weight, bias, past, cu_seqlens, left, silu)
-    if backend == "numba":
-        from manyheads.core.ops.depthwise_conv1d import numba
-
-        return numba.forward(x, weight, bias, past, cu_seqlens, left, silu)
-    from manyheads.core.ops.depthwise_conv1d import triton
-
-    return triton.forward(x, weight, bias, past, cu_seqlens, left, silu)
+    y: Tensor = path(backend).forward(x, weight, bias, past, cu_seqlens, left, silu)
+    return y
 
 
 @convolve.register_fake
@@ -65,15 +57,8 @@ def convolve_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pull the gradient of y back; as `cpu.backward`."""
-    if backend == "cpu":
-        return cpu.backward(dy, x, weight, bias, past, cu_seqlens, left, silu, vectors)
-    if backend == "numba":
-        from manyheads.core.ops.depthwise_conv1d import numba
-
-        return numba.backward(dy, x, weight, bias, past, cu_seqlens, left, silu, vectors)
-    from manyheads.core.ops.depthwise_conv1d import triton
-
-    return triton.backward(dy, x, weight, bias, past, cu_seqlens, left, silu, vectors)
+    dx, taps, dpast = path(backend).backward(dy, x, weight, bias, past, cu_seqlens, left, silu, vectors)
+    return dx, taps, dpast
 
 
 @convolve_backward.register_fake
@@ -93,6 +78,11 @@ def _(
     taps = torch.empty(weight.shape[1] + 1, weight.shape[0], dtype=torch.float32, device=x.device)
     shape = (0, 0, 0) if past is None else past.shape
     return dx, taps, torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def path(backend: str) -> Any:
+    """The module of a backend, with its `forward` and `backward`."""
+    return importlib.import_module(f"manyheads.core.ops.depthwise_conv1d.{backend}")
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
