@@ -81,6 +81,8 @@ def load_library_weights(model: InvertedForecaster, state: Mapping[str, Tensor])
     Raises:
         DataError: The model does not normalise, or keys or shapes are not the model's.
     """
+    if not all(isinstance(layer.attention, AttentionLayer) for layer in model.encoder.attn_layers):
+        raise DataError("iTransformer's weights are loaded into a model built by itransformer")
     if not model.use_norm:
         raise DataError("the time-series library's iTransformer always normalises: build with use_norm=True")
     if any(key.startswith("projector.") for key in state):
