@@ -1,35 +1,43 @@
 """Tables to series: CSV, parquet and pandas, long or wide, checked row by row.
 
-Long: `unique_id, ds, y` (with several targets: a panel). Wide: a date column and numeric ones, as one series.
+Long: `unique_id, ds, y` (with several targets: a panel), and covariates. Wide: a date column and numeric
+ones, as one series.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.core.errors import DataError
-from manyheads.timeseries import tables
+from manyheads.timeseries import readers, tables
 from manyheads.timeseries.calendar import Times, canonical, first_break, infer_freq, usual_freq
-from manyheads.timeseries.tables import Layout, Missing, Where
+from manyheads.timeseries.layout import ColumnNames, Layout, find_layout
+from manyheads.timeseries.tables import Cells, Coded, Missing, Where, are_missing
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-CSV_ENDINGS = (".csv", ".csv.gz", ".txt", ".txt.gz")
-PARQUET_ENDINGS = (".parquet", ".pq")
+Rows: TypeAlias = slice | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One series, or several columns forecast jointly.
+    """One series, or several columns forecast jointly, with its covariates.
+
+    Args:
+        id: Its id, or a wide file's name.
+        ds: Timestamps.
+        values: The targets.
+        columns: Their names.
+        freq: Frequency of the timestamps.
+        covariates: The cells of past, future and static columns; a static one has one cell.
 
     Shape:
         ds `[T]`, datetime64[us]; values `[T, N]`, NaN where missing and masked.
@@ -40,129 +48,7 @@ class Series:
     values: NDArray[np.float64]
     columns: tuple[str, ...]
     freq: str
-
-
-def kind_of(path: Path) -> str:
-    """Return "csv" or "parquet" by a file's ending.
-
-    Raises:
-        DataError: No such file, a folder, an empty file, or another ending.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: {'a folder; name its files' if path.is_dir() else 'no such file'}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: empty file")
-    name = path.name.lower()
-    if not name.endswith(CSV_ENDINGS + PARQUET_ENDINGS):
-        raise DataError(f"{path}: not a {', '.join(CSV_ENDINGS[:2])} or {PARQUET_ENDINGS[0]} file")
-    return "csv" if name.endswith(CSV_ENDINGS) else "parquet"
-
-
-def stem_of(path: Path) -> str:
-    """Return a file's name without its endings: "ETTh1" for "ETTh1.csv.gz"."""
-    name = path.name
-    for ending in (".gz", ".csv", ".txt", *PARQUET_ENDINGS):
-        name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    return name
-
-
-def parse_csv(
-    data: bytes, source: str, names: Sequence[str], wanted: Sequence[str] = (), first_line: int = 2
-) -> pa.Table:
-    """Parse CSV rows (no header) into text columns.
-
-    Args:
-        data: The rows' bytes.
-        source: The file's name, for errors.
-        names: The columns' names.
-        wanted: The columns to keep; none means all.
-        first_line: Line of the first row in the file.
-
-    Raises:
-        DataError: A row has another number of cells, or the bytes are not UTF-8.
-    """
-    import pyarrow as pa
-    from pyarrow import csv
-
-    try:
-        return csv.read_csv(
-            pa.BufferReader(data),
-            csv.ReadOptions(use_threads=False, column_names=list(names)),
-            csv.ParseOptions(ignore_empty_lines=False),
-            csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                include_columns=list(wanted),
-                strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        text = re.sub(
-            r"Row #(\d+)", lambda m: f"line {int(m[1]) + first_line - 1}", str(error).splitlines()[0]
-        )
-        raise DataError(f"{source}: {text[:200]}") from None
-
-
-def csv_header(data: bytes, source: str) -> list[str]:
-    """Return the column names of a CSV's first line.
-
-    Raises:
-        DataError: No header, or cells not parted by commas.
-    """
-    import csv
-
-    try:
-        line = data[: data.find(b"\n") if b"\n" in data else len(data)].decode("utf-8-sig").rstrip("\r")
-    except UnicodeDecodeError:
-        raise DataError(f"{source}: not UTF-8 text") from None
-    names = [name.strip() for name in next(csv.reader([line]), [])]
-    if len(names) == 1 and (";" in line or "\t" in line):
-        raise DataError(
-            f"{source}: cells are parted by {';' if ';' in line else 'tabs'}; write them with commas"
-        )
-    return names
-
-
-def read_table(path: Path) -> tuple[pa.Table, str]:
-    """Read a whole file; returns its table, and "line" or "row" as its rows are to be named.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    import gzip
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if kind_of(path) == "parquet":
-            return pq.read_table(path), "row"
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0][:200]})") from None
-    data = data.rstrip(b"\r\n")
-    if not data:
-        raise DataError(f"{path}: empty file")
-    names, _, rows = csv_header(data, str(path)), *data.partition(b"\n")[1:]
-    if not rows:
-        raise DataError(f"{path}: a header and no rows")
-    return parse_csv(rows, str(path), names), "line"
-
-
-def from_pandas(frame: pd.DataFrame) -> pa.Table:
-    """Turn a DataFrame into columns; cells of mixed kinds become text, to be read or refused cell by cell."""
-    import pandas as pd
-    import pyarrow as pa
-
-    if isinstance(frame.index, pd.DatetimeIndex):
-        frame = frame.reset_index(names=frame.index.name or "ds")
-    made = {}
-    for name in frame.columns:
-        try:
-            made[str(name)] = pa.chunked_array([pa.array(frame[name], from_pandas=True)])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError):
-            cells = [None if pd.isna(cell) else str(cell) for cell in frame[name]]
-            made[str(name)] = pa.chunked_array([pa.array(cells, pa.string())])
-    return pa.table(made)
+    covariates: Mapping[str, Cells] = field(default_factory=dict)
 
 
 def check_times(ds: Times, freq: str | None, where: Where) -> str:
@@ -207,52 +93,80 @@ def check_missing(values: NDArray[np.float64], columns: Sequence[str], where: Wh
     """
     rows, cols = np.nonzero(np.isnan(values))
     if len(rows):
-        i, j = int(rows[0]), int(cols[0])
+        raise missing_value(where(int(rows[0])), columns[int(cols[0])])
+
+
+def missing_value(row: str, column: str) -> DataError:
+    """Return the error that a cell is empty, of a row as named to the user."""
+    return DataError(f'{row}, column {column!r}: missing value; fill it, or read with missing="mask"')
+
+
+def history(values: NDArray[np.float64], where: Where) -> int:
+    """Return how many rows end with the last one that has a target; those after it are the future.
+
+    Raises:
+        DataError: No row has a target.
+    """
+    seen = np.flatnonzero(~np.isnan(values).all(axis=1))
+    if not len(seen):
+        raise DataError(f"{where(0)}: this row and those after it, to the series' end, have no target value")
+    return int(seen[-1]) + 1
+
+
+def one_value(cells: Cells, column: str, where: Where) -> Cells:
+    """Return a static column's only value, as one cell; empty cells do not count.
+
+    Raises:
+        DataError: There are two values; names the rows.
+    """
+    known = np.flatnonzero(~are_missing(cells))
+    numbers = cells.codes if isinstance(cells, Coded) else cells
+    if not len(known):
+        return cells[:1]
+    other = known[numbers[known] != numbers[known[0]]]
+    if len(other):
+        texts = cells.values if isinstance(cells, Coded) else None
+        old, new = (texts[numbers[i]] if texts else float(numbers[i]) for i in (known[0], other[0]))
         raise DataError(
-            f'{where(i)}, column {columns[j]!r}: missing value; fill it, or read with missing="mask"'
+            f"{where(int(other[0]))}, column {column!r}: {new!r}, but {old!r} at {where(int(known[0]))}; "
+            "a static column has one value a series"
         )
+    return cells[known[:1]]
 
 
-def _series_rows(
-    table: pa.Table, layout: Layout, stem: str, where: Where
-) -> Iterator[tuple[str, NDArray[np.int64]]]:
+def _series_rows(table: pa.Table, layout: Layout, stem: str, where: Where) -> Iterator[tuple[str, Rows]]:
     """Yield each series' id and rows, in order of first appearance."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if layout.id is None:
-        yield stem, np.arange(len(table))
+        yield stem, slice(0, len(table))
         return
-    ids = pc.cast(table[layout.id], pa.large_string())
-    empty = np.flatnonzero(pc.or_kleene(ids.is_null(), pc.equal(ids, "")).to_numpy())
-    if len(empty):
-        raise DataError(f"{where(int(empty[0]))}: no id in column {layout.id!r}")
-    coded = ids.combine_chunks().dictionary_encode()
-    codes = coded.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
-    for k, name in enumerate(coded.dictionary.to_pylist()):
+    coded = tables.parse_ids(table[layout.id])
+    if len(coded) and coded.codes.min() < 0:
+        raise DataError(f"{where(int(coded.codes.argmin()))}: no id in column {layout.id!r}")
+    begins = np.flatnonzero(np.diff(coded.codes, prepend=-1))
+    if len(begins) == len(coded.values):  # each stands together: no index is needed
+        for name, first, end in zip(coded.values, begins, [*begins[1:], len(coded)], strict=True):
+            yield name, slice(int(first), int(end))
+        return
+    order = np.argsort(coded.codes, kind="stable")
+    bounds = np.searchsorted(coded.codes[order], np.arange(len(coded.values) + 1))
+    for k, name in enumerate(coded.values):
         yield name, order[bounds[k] : bounds[k + 1]]
 
 
 def read(
     source: str | Path | pd.DataFrame,
     *,
-    time_column: str | None = None,
-    id_column: str | None = None,
-    targets: Sequence[str] | None = None,
     freq: str | None = None,
     missing: Missing = "refuse",
+    **named: Unpack[ColumnNames],
 ) -> list[Series]:
     """Read and check all series of a CSV, a parquet file or a DataFrame.
 
     Args:
         source: Path or DataFrame. Rows of one series may be anywhere, in time order.
-        time_column: Name of the time column, if not a usual one (`ds, date, datetime, timestamp, time`).
-        id_column: Name of the id column of a long table, if not a usual one (`unique_id, item_id, ...`).
-        targets: The columns to forecast.
         freq: Frequency; None infers it. All series must keep the same.
-        missing: "refuse" a missing value, or "mask" it (it stays NaN).
+        missing: "refuse" a missing value, or "mask" it (it stays empty).
+        named: Which columns are what; the usual names need not be said.
 
     Raises:
         DataError: What is wrong, with the row and column.
@@ -263,10 +177,13 @@ def read(
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        (table, unit), name, stem = read_table(path), str(path), stem_of(path)
+        name, stem = str(path), readers.stem_of(path)
+        layout = find_layout(readers.column_names(path), name, **named)
+        ids = [layout.id] if layout.id else []
+        table, unit = readers.read_table(path, [*ids, *layout.wanted], [*ids, *layout.categorical])
     else:
-        table, unit, name, stem = from_pandas(source), "row", "DataFrame", "data"
-    layout = tables.find_layout(table.column_names, name, time_column, id_column, targets)
+        table, unit, name, stem = readers.from_pandas(source), "row", "DataFrame", "data"
+        layout = find_layout(table.column_names, name, **named)
     if len(table) == 0:
         raise DataError(f"{name}: a header and no rows")
     first = 2 if unit == "line" else 0
@@ -275,24 +192,55 @@ def read(
         return f"{name}, {unit} {first + i}"
 
     ds = tables.parse_times(table[layout.time], layout.time, where)
-    values = np.stack([tables.parse_numbers(table[c], c, where) for c in layout.targets], axis=1)
+    values = [tables.parse_numbers(table[c], c, where) for c in layout.targets]
+    cells = {c: tables.parse_cells(table[c], c, where, c in layout.categorical) for c in layout.covariates}
+    whole = values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
     found: list[Series] = []
     for ident, rows in _series_rows(table, layout, stem, where):
-        here = _row_namer(rows, ds, where)
-        step = check_times(ds[rows], freq, here)
-        if found and step != found[0].freq:
+        each = _one(ident, rows, ds, whole, cells, layout, freq, missing, where)
+        if found and each.freq != found[0].freq:
             raise DataError(
-                f"{name}: series {ident!r} has frequency {step}, {found[0].id!r} has {found[0].freq}; "
+                f"{name}: series {ident!r} has frequency {each.freq}, {found[0].id!r} has {found[0].freq}; "
                 "split them, or give freq"
             )
-        if missing == "refuse":
-            check_missing(values[rows], layout.targets, here)
-        found.append(Series(ident, ds[rows], values[rows], layout.targets, step))
+        found.append(each)
     return found
 
 
-def _row_namer(rows: NDArray[np.int64], ds: Times, where: Where) -> Where:
+def _one(
+    ident: str,
+    rows: Rows,
+    ds: Times,
+    values: NDArray[np.float64],
+    cells: Mapping[str, Cells],
+    layout: Layout,
+    freq: str | None,
+    missing: Missing,
+    where: Where,
+) -> Series:
+    """Check one series, and cut its future off: what is to be forecast is not learnt from."""
+    here = _row_namer(rows, ds, where)
+    ds, values = ds[rows], values[rows]
+    step = check_times(ds, freq, here)
+    if layout.future:
+        end = history(values, here)
+        ds, values = ds[:end], values[:end]
+    covariates: dict[str, Cells] = {}
+    for name, whole in cells.items():
+        mine = whole[rows]
+        covariates[name] = one_value(mine, name, here) if name in layout.static else mine[: len(ds)]
+    if missing == "refuse":
+        check_missing(values, layout.targets, here)
+        for name, mine in covariates.items():
+            empty = are_missing(mine)
+            if empty.any():
+                raise missing_value(here(int(empty.argmax())), name)
+    return Series(ident, ds, values, layout.targets, step, covariates)
+
+
+def _row_namer(rows: Rows, ds: Times, where: Where) -> Where:
     def here(i: int) -> str:
-        return f"{where(int(rows[i]))} ({ds[rows[i]].item()})"
+        row = rows.start + i if isinstance(rows, slice) else int(rows[i])
+        return f"{where(row)} ({ds[row].item()})"
 
     return here

@@ -17,8 +17,9 @@ from manyheads.core import predictor as core
 from manyheads.core.errors import BadRecord, DataError, UsageError
 from manyheads.timeseries import sources
 from manyheads.timeseries.calendar import Times, future, time_features
-from manyheads.timeseries.frames import check_missing, stem_of
+from manyheads.timeseries.frames import check_missing
 from manyheads.timeseries.preprocessing import Preprocessing
+from manyheads.timeseries.readers import stem_of
 from manyheads.timeseries.sources import File, Run
 from manyheads.timeseries.windows import fill_gaps
 
@@ -137,11 +138,11 @@ class Predictor:
     def _files(self, source: core.Source) -> list[File]:
         import pandas as pd
 
-        of = self.preprocessing
+        named = self.preprocessing.named
         if isinstance(source, pd.DataFrame):
-            return [sources.open_frame(source, of.time_column, of.id_column, of.targets)]
+            return [sources.open_frame(source, **named)]
         if isinstance(source, str | Path):
-            return [sources.open_file(Path(source), of.time_column, of.id_column, of.targets)]
+            return [sources.open_file(Path(source), **named)]
         if not isinstance(source, Sequence) or not all(isinstance(each, str | Path) for each in source):
             raise UsageError("a source is a CSV or parquet path, a list of such paths, or a DataFrame")
         paths = [Path(each) for each in source]
@@ -155,8 +156,7 @@ class Predictor:
             stems[stem] = path
         prefixes = [f"{stem}/" if len(paths) > 1 else "" for stem in stems]
         return [
-            sources.open_file(path, of.time_column, of.id_column, of.targets, prefix)
-            for path, prefix in zip(paths, prefixes, strict=True)
+            sources.open_file(path, prefix, **named) for path, prefix in zip(paths, prefixes, strict=True)
         ]
 
     def shards(self, source: core.Source, size: int) -> list[Shard]:

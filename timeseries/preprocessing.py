@@ -8,6 +8,7 @@ from typing import cast
 
 from manyheads.core.errors import DataError
 from manyheads.timeseries.calendar import canonical, feature_names
+from manyheads.timeseries.layout import ColumnNames
 from manyheads.timeseries.scaling import StandardScaler
 from manyheads.timeseries.tables import Missing
 
@@ -61,6 +62,12 @@ class Preprocessing:
     missing: Missing
     time_features: tuple[str, ...]
     scaler: StandardScaler
+
+    @property
+    def named(self) -> ColumnNames:
+        """Which columns are what."""
+        targets = list(self.targets) if self.targets else None
+        return {"time_column": self.time_column, "id_column": self.id_column, "targets": targets}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, object]) -> Preprocessing:

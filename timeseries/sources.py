@@ -6,14 +6,12 @@ can be read at its place without reading the rest.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, cast
+from typing import IO, TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +19,18 @@ from numpy.typing import NDArray
 from manyheads.core.errors import DataError
 from manyheads.timeseries import tables
 from manyheads.timeseries.calendar import Times
-from manyheads.timeseries.frames import check_times, csv_header, from_pandas, kind_of, parse_csv, stem_of
-from manyheads.timeseries.tables import Layout, Where
+from manyheads.timeseries.frames import check_times
+from manyheads.timeseries.layout import ColumnNames, Layout, find_layout
+from manyheads.timeseries.readers import (
+    column_names,
+    from_pandas,
+    kind_of,
+    open_csv,
+    parse_csv,
+    refusing_broken,
+    stem_of,
+)
+from manyheads.timeseries.tables import Where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,65 +88,40 @@ class Tail:
     rows: int
 
 
-def open_file(
-    path: Path,
-    time_column: str | None,
-    id_column: str | None,
-    targets: Sequence[str] | None,
-    prefix: str = "",
-) -> File:
-    """Read a file's header and find its columns. Names given that the file lacks fall back to the usual ones.
+def open_file(path: Path, prefix: str = "", **named: Unpack[ColumnNames]) -> File:
+    """Read a file's header and find its columns.
+
+    A time, id or target column named that the file lacks falls back to the usual one; not so a covariate.
 
     Raises:
         DataError: The file or its columns cannot be used.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = cast(Literal["csv", "parquet"], kind_of(path))
-    try:
-        if kind == "parquet":
-            names = pq.read_schema(path).names
-            if pq.read_metadata(path).num_rows == 0:
-                raise DataError(f"{path}: no rows")
-        else:
-            with _open(path) as stream:
-                names = csv_header(stream.readline(BLOCK), str(path))
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0][:200]})") from None
-    layout = _layout(names, str(path), time_column, id_column, targets)
-    return File(str(path), kind, tuple(names), layout, stem_of(path), prefix)
+    kind, names = kind_of(path), column_names(path)
+    with refusing_broken(path):
+        if kind == "parquet" and pq.read_metadata(path).num_rows == 0:
+            raise DataError(f"{path}: no rows")
+    return File(str(path), kind, tuple(names), _layout(names, str(path), named), stem_of(path), prefix)
 
 
-def open_frame(
-    frame: pd.DataFrame, time_column: str | None, id_column: str | None, targets: Sequence[str] | None
-) -> File:
+def open_frame(frame: pd.DataFrame, **named: Unpack[ColumnNames]) -> File:
     """Take a DataFrame as a source."""
     table = from_pandas(frame)
     if len(table) == 0:
         raise DataError("DataFrame: no rows")
-    layout = _layout(table.column_names, "DataFrame", time_column, id_column, targets)
+    layout = _layout(table.column_names, "DataFrame", named)
     return File("DataFrame", "table", tuple(table.column_names), layout, "data", table=table)
 
 
-def _layout(
-    names: Sequence[str],
-    source: str,
-    time_column: str | None,
-    id_column: str | None,
-    targets: Sequence[str] | None,
-) -> Layout:
-    time = time_column if time_column in names else None
-    ident = id_column if id_column in names else None
-    known = targets if set(targets or ()) & set(names) else None
-    return tables.find_layout(names, source, time, ident, known)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a CSV; a seek forward in a gzip file reads what lies between, which costs time but no memory."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        yield cast("IO[bytes]", stream)
+def _layout(names: Sequence[str], source: str, named: ColumnNames) -> Layout:
+    there = named.copy()
+    for key in ("time_column", "id_column"):
+        if there.get(key) not in names:
+            there[key] = None
+    if not set(named.get("targets") or ()) & set(names):
+        there["targets"] = None
+    return find_layout(names, source, **there)
 
 
 def _line_blocks(stream: IO[bytes], end: int | None) -> Iterator[bytes]:
@@ -186,7 +169,7 @@ def _csv_marks(file: File) -> Iterator[Marks]:
     """Yield the marks of a CSV's blocks."""
     assert file.layout.id is not None
     row = 0
-    with _open(Path(file.name)) as stream:
+    with open_csv(Path(file.name)) as stream:
         stream.readline()
         byte = stream.tell()
         for block in _line_blocks(stream, None):
@@ -237,17 +220,13 @@ def index(file: File) -> list[Run]:
     """
     if file.layout.id is None:
         return [Run(file.stem)]
-    import pyarrow as pa
-
     marks: list[tuple[str, int, int]] = []
     end = (0, 0)
-    try:
+    with refusing_broken(file.name):
         for block in _csv_marks(file) if file.kind == "csv" else _table_marks(file):
             news = list(zip(block.ids, block.rows.tolist(), block.bytes.tolist(), strict=True))
             marks += news[1:] if marks and marks[-1][0] == block.ids[0] else news
             end = block.end
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
-        raise DataError(f"{file.name}: cannot be read ({str(error).splitlines()[0][:200]})") from None
     if not marks:
         raise DataError(f"{file.name}: a header and no rows")
     seen: dict[str, int] = {}
@@ -280,7 +259,7 @@ def read_runs(
     """
     wanted = (file.layout.time, *file.layout.targets)
     if file.kind == "csv":
-        with _open(Path(file.name)) as stream:
+        with open_csv(Path(file.name)) as stream:
             for run in runs:
                 yield run, _tail(file, run, _csv_blocks(file, stream, run, wanted), keep, freq)
         return

@@ -1,19 +1,18 @@
-"""What the columns of a table are, and their cells as numbers and timestamps; a bad cell is named by its row.
+"""The cells of a table's columns as numbers, categories and timestamps; a bad cell is named by its row.
 
 Everything here works on pyarrow columns: text from CSV, typed from parquet and pandas.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyheads.core.errors import DataError, did_you_mean
+from manyheads.core.errors import DataError
 from manyheads.timeseries.calendar import Times
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 Missing = Literal["refuse", "mask"]
 Where = Callable[[int], str]  # a row's position in the column -> how to name it to the user
 
-TIME_NAMES = ("ds", "date", "datetime", "timestamp", "time")
-ID_NAMES = ("unique_id", "item_id", "series_id", "series", "id")
+NO_CATEGORY = ("", "nan", "NaN")  # not NA or None, which may well be categories
 NULLS = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")
 
 # Year first, so that no day is taken for a month; the clock and the zone may be left out.
@@ -35,87 +33,33 @@ _TIME = (
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which columns a table's time, series id and targets are; without an id column the table is wide."""
+class Coded:
+    """Cells of a categorical column: numbers of its values.
 
-    time: str
-    id: str | None
-    targets: tuple[str, ...]
-
-
-def _named(name: str, what: str, columns: Sequence[str], source: str) -> str:
-    if name not in columns:
-        hint = did_you_mean(name, columns)
-        raise DataError(f"{source}: no {what} column {name!r}{hint} (columns: {', '.join(columns)})")
-    return name
-
-
-def _usual(names: Sequence[str], what: str, columns: Sequence[str], source: str) -> str | None:
-    found = [column for column in columns if column.strip().lower() in names]
-    if len(found) > 1:
-        raise DataError(
-            f"{source}: {' and '.join(map(repr, found))} could each be the {what} column; "
-            f"name it with {what}_column"
-        )
-    return found[0] if found else None
-
-
-def find_layout(
-    columns: Sequence[str],
-    source: str,
-    time_column: str | None = None,
-    id_column: str | None = None,
-    targets: Sequence[str] | None = None,
-) -> Layout:
-    """Find the time, id and target columns by the caller's names, or by the usual ones.
-
-    A wide table's targets are all other columns. A long table's target is its only other column; if there are
-    more, the caller names the targets, because covariates would be forecast, or left out, in silence.
-
-    Args:
-        columns: The table's column names.
-        source: The table's name, for errors.
-        time_column: Name of the time column.
-        id_column: Name of the id column.
-        targets: Names of the target columns.
-
-    Raises:
-        DataError: A column is missing, doubled, or not to be told from others.
+    Shape:
+        codes `[T]`, -1 where a cell is empty.
     """
-    doubled = [name for i, name in enumerate(columns) if name in columns[:i]]
-    if doubled:
-        raise DataError(f"{source}: two columns are named {doubled[0]!r}")
-    time = _named(time_column, "time", columns, source) if time_column else None
-    time = time or _usual(TIME_NAMES, "time", columns, source)
-    if time is None:
-        hints = (did_you_mean(name, TIME_NAMES) and name for name in columns)
-        like = next((f" (is it {name!r}?)" for name in hints if name), "")
-        raise DataError(
-            f"{source}: no time column ({', '.join(TIME_NAMES)}) among {', '.join(columns)}{like}; "
-            "name it with time_column"
-        )
-    ident = _named(id_column, "id", columns, source) if id_column else _usual(ID_NAMES, "id", columns, source)
-    index = re.compile(r"__index_level_\d+__")  # what pandas calls a nameless index in parquet
-    others = tuple(name for name in columns if name not in (time, ident) and not index.fullmatch(name))
-    if targets:
-        picked = tuple(_named(name, "target", columns, source) for name in targets)
-        if set(picked) & {time, ident}:
-            raise DataError(f"{source}: the time or id column cannot be a target ({', '.join(picked)})")
-    elif "" in others:
-        raise DataError(
-            f"{source}: a column has no name; write the table without its index, or name the targets"
-        )
-    elif ident is None or len(others) <= 1:
-        picked = others
-    else:
-        example = "y" if "y" in others else others[0]
-        raise DataError(
-            f"{source}: {', '.join(others)} are not all plainly targets, and covariates are not read; "
-            f'name the columns to forecast, as in targets=["{example}"]'
-        )
-    if not picked:
-        raise DataError(f"{source}: no column to forecast beside {time!r}")
-    return Layout(time, ident, picked)
+
+    codes: NDArray[np.int32]
+    values: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Coded:
+        return Coded(self.codes[rows], self.values)
+
+
+Cells: TypeAlias = NDArray[np.float64] | Coded  # numbers, NaN where a cell is empty, or categories
+
+
+def are_missing(cells: Cells) -> NDArray[np.bool_]:
+    """Return which cells are empty.
+
+    Shape:
+        `[T]`.
+    """
+    return cells.codes < 0 if isinstance(cells, Coded) else np.isnan(cells)
 
 
 def _is_text(column: pa.ChunkedArray) -> bool:
@@ -164,6 +108,62 @@ def parse_numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[n
     if len(infinite):
         raise DataError(f"{where(int(infinite[0]))}, column {name!r}: infinite value")
     return found
+
+
+def _coded(column: pa.ChunkedArray, clean: Callable[[str], str]) -> Coded:
+    """Code a column's texts; what is cleaned to nothing is empty."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    coded = column.unify_dictionaries().combine_chunks()
+    texts = [clean(text or "") for text in pc.cast(coded.dictionary, pa.large_string()).to_pylist()]
+    values = tuple(text for text in dict.fromkeys(texts) if text)
+    number = {text: i for i, text in enumerate(values)}
+    codes = np.array([*(number.get(text, -1) for text in texts), -1], np.int32)  # the last one is for null
+    return Coded(codes[coded.indices.fill_null(len(texts)).to_numpy()], values)
+
+
+def parse_ids(column: pa.ChunkedArray) -> Coded:
+    """Return a column's ids: its texts, or its numbers as texts."""
+    return _coded(column, str)
+
+
+def parse_categories(column: pa.ChunkedArray) -> Coded:
+    """Return a column's categories: its texts without outer spaces, or its numbers and truths as texts."""
+    return _coded(column, lambda text: "" if text.strip() in NO_CATEGORY else text.strip())
+
+
+def parse_cells(column: pa.ChunkedArray, name: str, where: Where, categorical: bool) -> Cells:
+    """Return a covariate's cells; truths among numbers are 0 and 1.
+
+    Raises:
+        DataError: A cell is not a number.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if categorical:
+        return parse_categories(column)
+    if pa.types.is_boolean(column.type):
+        column = pc.cast(column, pa.uint8())
+    return parse_numbers(column, name, where)
+
+
+def are_empty(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return which cells hold nothing, whatever the others hold.
+
+    Shape:
+        `[T]`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if _is_text(column):
+        nothing = pc.is_in(pc.utf8_trim_whitespace(column), value_set=pa.array(NULLS, column.type))
+        return pc.or_(nothing, column.is_null()).to_numpy()
+    return column.is_null(nan_is_null=pa.types.is_floating(column.type)).to_numpy()
 
 
 def _zone(zones: pa.Array, where: Where) -> np.timedelta64:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manyheads.core.errors import DataError
-from manyheads.timeseries.frames import read, stem_of
+from manyheads.timeseries.frames import read
+from manyheads.timeseries.readers import stem_of
 
 LONG = "unique_id,ds,y\n" + "".join(
     f"{name},2020-01-01 {hour:02d}:00:00,{value}\n"
@@ -59,7 +60,7 @@ def test_wide_csv(csv: Csv) -> None:
 def test_a_panel_needs_its_targets_named(csv: Csv) -> None:
     text = LONG.replace("y\n", "y,price\n").replace(",ds,y,price", ",ds,y,price")
     text = "\n".join([text.splitlines()[0], *(line + ",7" for line in text.splitlines()[1:])])
-    with pytest.raises(DataError, match=r'covariates are not read; name the columns .* targets=\["y"\]'):
+    with pytest.raises(DataError, match=r'name the covariates with past, .* targets=\["y"\]'):
         read(csv(text))
     (a, _) = read(csv(text), targets=["price", "y"])
     assert a.columns == ("price", "y")

@@ -300,9 +300,9 @@ def test_index_does_not_depend_on_blocks(
     path = tmp_path / "t.csv"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     monkeypatch.setattr(sources, "BLOCK", block)
-    runs = sources.index(sources.open_file(path, None, None, None)) if block > 20 else None
+    runs = sources.index(sources.open_file(path)) if block > 20 else None
     monkeypatch.undo()
-    whole = sources.index(sources.open_file(path, None, None, None))
+    whole = sources.index(sources.open_file(path))
     assert [(r.id, r.first, r.end) for r in whole] == [("a", 0, 3), ("bb", 3, 4), ("c", 4, 44)]
     data = path.read_bytes()
     assert [data[r.start_byte : r.end_byte].count(b"2020-") for r in whole] == [3, 1, 40]
@@ -365,7 +365,7 @@ def test_broken_files(tmp_path: Path) -> None:
         "rows.csv": ("unique_id,ds,y\n", r"rows.csv: a header and no rows"),
         "extra.csv": (
             "unique_id,ds,y,price\na,2020-01-01,1,2\n",
-            r"covariates are not read; name the columns",
+            r"are not all plainly targets; name the covariates",
         ),
     }
     for name, (content, message) in cases.items():

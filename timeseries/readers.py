@@ -1,0 +1,185 @@
+"""CSV and parquet files, and DataFrames, as pyarrow tables; what cannot be read is named by its line."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, cast
+
+from manyheads.core.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+CSV_ENDINGS = (".csv", ".csv.gz", ".txt", ".txt.gz")
+PARQUET_ENDINGS = (".parquet", ".pq")
+_HEADER = 1 << 20  # bytes that a header may have
+
+
+def kind_of(path: Path) -> Literal["csv", "parquet"]:
+    """Return "csv" or "parquet" by a file's ending.
+
+    Raises:
+        DataError: No such file, a folder, an empty file, or another ending.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: {'a folder; name its files' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: empty file")
+    name = path.name.lower()
+    if not name.endswith(CSV_ENDINGS + PARQUET_ENDINGS):
+        raise DataError(f"{path}: not a {', '.join(CSV_ENDINGS[:2])} or {PARQUET_ENDINGS[0]} file")
+    return "csv" if name.endswith(CSV_ENDINGS) else "parquet"
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its endings: "ETTh1" for "ETTh1.csv.gz"."""
+    name = path.name
+    for ending in (".gz", ".csv", ".txt", *PARQUET_ENDINGS):
+        name = name[: -len(ending)] if name.lower().endswith(ending) else name
+    return name
+
+
+def parse_csv(
+    data: bytes, source: str, names: Sequence[str], wanted: Sequence[str] = (), first_line: int = 2
+) -> pa.Table:
+    """Parse CSV rows (no header) into text columns.
+
+    Args:
+        data: The rows' bytes.
+        source: The file's name, for errors.
+        names: The columns' names.
+        wanted: The columns to keep; none means all.
+        first_line: Line of the first row in the file.
+
+    Raises:
+        DataError: A row has another number of cells, or the bytes are not UTF-8.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        return csv.read_csv(
+            pa.BufferReader(data),
+            csv.ReadOptions(use_threads=False, column_names=list(names)),
+            csv.ParseOptions(ignore_empty_lines=False),
+            csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                include_columns=list(wanted),
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        text = re.sub(
+            r"Row #(\d+)", lambda m: f"line {int(m[1]) + first_line - 1}", str(error).splitlines()[0]
+        )
+        raise DataError(f"{source}: {text[:200]}") from None
+
+
+def csv_header(data: bytes, source: str) -> list[str]:
+    """Return the column names of a CSV's first line.
+
+    Raises:
+        DataError: No header, or cells not parted by commas.
+    """
+    import csv
+
+    try:
+        line = data[: data.find(b"\n") if b"\n" in data else len(data)].decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError:
+        raise DataError(f"{source}: not UTF-8 text") from None
+    names = [name.strip() for name in next(csv.reader([line]), [])]
+    if len(names) == 1 and (";" in line or "\t" in line):
+        raise DataError(
+            f"{source}: cells are parted by {';' if ';' in line else 'tabs'}; write them with commas"
+        )
+    return names
+
+
+def column_names(path: Path) -> list[str]:
+    """Return a file's column names.
+
+    Raises:
+        DataError: The file cannot be read, or is empty.
+    """
+    import pyarrow.parquet as pq
+
+    with refusing_broken(path):
+        if kind_of(path) == "parquet":
+            return list(pq.read_schema(path).names)
+        with open_csv(path) as stream:
+            line = stream.readline(_HEADER)
+    if not line.strip():
+        raise DataError(f"{path}: empty file")
+    return csv_header(line, str(path))
+
+
+@contextmanager
+def open_csv(path: Path) -> Iterator[IO[bytes]]:
+    """Open a CSV; a seek forward in a gzip file reads what lies between, which costs time but no memory."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        yield cast("IO[bytes]", stream)
+
+
+@contextmanager
+def refusing_broken(name: str | Path) -> Iterator[None]:
+    """Turn the errors of a broken file into one line that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        raise DataError(f"{name}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+
+
+def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) -> tuple[pa.Table, str]:
+    """Read columns of a whole file; returns its table, and "line" or "row" as its rows are to be named.
+
+    Args:
+        path: The file.
+        columns: The columns to keep.
+        coded: Those that hold few different texts: each is held once.
+
+    Raises:
+        DataError: The file cannot be read, or has no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with refusing_broken(path):
+        if kind_of(path) == "parquet":
+            types = pq.read_schema(path).field
+            texts = [
+                c
+                for c in coded
+                if pa.types.is_string(types(c).type) or pa.types.is_large_string(types(c).type)
+            ]
+            return pq.read_table(path, columns=list(columns), read_dictionary=texts), "row"
+        with open_csv(path) as stream:
+            data = stream.read()
+    data = data.rstrip(b"\r\n")
+    names, _, rows = csv_header(data, str(path)), *data.partition(b"\n")[1:]
+    if not rows:
+        raise DataError(f"{path}: a header and no rows")
+    return parse_csv(rows, str(path), names, columns), "line"
+
+
+def from_pandas(frame: pd.DataFrame) -> pa.Table:
+    """Turn a DataFrame into columns; cells of mixed kinds become text, to be read or refused cell by cell."""
+    import pandas as pd
+    import pyarrow as pa
+
+    if isinstance(frame.index, pd.DatetimeIndex):
+        frame = frame.reset_index(names=frame.index.name or "ds")
+    made = {}
+    for name in frame.columns:
+        try:
+            made[str(name)] = pa.chunked_array([pa.array(frame[name], from_pandas=True)])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError):
+            cells = [None if pd.isna(cell) else str(cell) for cell in frame[name]]
+            made[str(name)] = pa.chunked_array([pa.array(cells, pa.string())])
+    return pa.table(made)
