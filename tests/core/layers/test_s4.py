@@ -9,6 +9,7 @@ import torch
 
 from manyheads.core.layers.hippo import diagonal, legs, normal_plus_low_rank
 from manyheads.core.layers.s4 import S4, S4D, S4State
+from manyheads.core.testing import assert_within
 
 LAYERS = {
     "s4_block_a1": lambda: S4(6, 16, mode="diag", init="diag-lin"),
@@ -105,11 +106,9 @@ def test_a_thousand_steps_are_the_convolution(name):
             y, carried = layer(chunk, carried, return_state=True)
             parts.append(y)
     for got in (torch.stack(steps, 1), torch.cat(parts, 1)):
-        torch.testing.assert_close(got, whole, rtol=1e-4, atol=2e-5)
-    for got in (state, carried):
-        torch.testing.assert_close(
-            got.hidden, last.hidden, rtol=1e-4, atol=1e-4 * last.hidden.abs().max().item()
-        )
+        assert_within(got, whole, 1e-5)
+    for got in (state, carried):  # the bilinear form's logarithm is rounded, and a state has a thousand of it
+        assert_within(got.hidden, last.hidden, 5e-5 if "bilinear" in name else 1e-5)
 
 
 @pytest.mark.parametrize("name", STREAMS)
