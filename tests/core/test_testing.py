@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyheads.core.testing import assert_accurate, check_gradients, check_op, nan_filled_empties
+from manyheads.core.testing import (
+    assert_accurate,
+    assert_within,
+    check_gradients,
+    check_op,
+    nan_filled_empties,
+)
 
 
 def softmax(x):
@@ -95,3 +101,11 @@ def _(x):
 def test_check_op():
     with pytest.raises(AssertionError, match="opcheck"):
         check_op(double, [torch.randn(3)])
+
+
+def test_within_is_a_share_of_the_largest_value():
+    want = torch.tensor([0.0, 100.0])
+    assert_within(want + 0.9, want, 0.01)
+    for wrong, message in ((want + 1.1, "off by"), (want + float("nan"), "off by"), (want[:1], "shape")):
+        with pytest.raises(AssertionError, match=message):
+            assert_within(wrong, want, 0.01)

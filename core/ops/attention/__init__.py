@@ -71,7 +71,7 @@ def attention(
     """
     _check(q, k, v, bias, mask, post_scale, kind, dropout_p)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    features = _features(q, bias, mask, post_scale, kind, dropout_p)
+    features = _features(q, bias, post_scale, kind, dropout_p)
     backend = choose("attention", device=q.device.type, dtype=q.dtype, **features).backend
     if bias is not None and not features["learned_bias"]:
         bias = bias.detach()  # one that merely could require grad would cost torch's fast path
@@ -132,14 +132,13 @@ def explain(
         UsageError: As `attention`.
     """
     _check(q, k, v, bias, mask, post_scale, kind, dropout_p)
-    features = _features(q, bias, mask, post_scale, kind, dropout_p)
+    features = _features(q, bias, post_scale, kind, dropout_p)
     return explain_op("attention", device=q.device.type, dtype=q.dtype, **features)
 
 
 def _features(
     q: Tensor,
     bias: Tensor | None,
-    mask: Tensor | None,
     post_scale: Tensor | None,
     kind: Kind,
     dropout_p: float,
