@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
 from manyheads.core.ops.flow_attention import flows, reference
+from manyheads.core.ops.precision import wide
 
 __all__ = ["flow_attention"]
 
@@ -50,10 +50,8 @@ def flow_attention(
     _check(q, k, v, causal, clamp)
     if _backend(q, k, v) == "reference":
         return reference.flow_attention(q, k, v, causal=causal, clamp=clamp, eps=eps)
-    wide = torch.promote_types(v.dtype, torch.float32)
-    query, key = q.to(wide).sigmoid(), k.to(wide).sigmoid()
     form = flows.causal if causal else flows.everything
-    return form(query, key, v.to(wide), clamp, eps).to(v.dtype)
+    return form(wide(q).sigmoid(), wide(k).sigmoid(), wide(v), clamp, eps).to(v.dtype)
 
 
 def _backend(q: Tensor, k: Tensor, v: Tensor) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manyheads.core.ops.precision import wide
+
 
 def flow_attention(
     q: Tensor,
@@ -19,13 +21,12 @@ def flow_attention(
     eps: float = 1e-6,
 ) -> Tensor:
     """Attend by flows; arguments as the public function's."""
-    wide = torch.promote_types(v.dtype, torch.float32)
-    query, key, value = q.to(wide).sigmoid(), k.to(wide).sigmoid(), v.to(wide)
+    query, key, value = wide(q).sigmoid(), wide(k).sigmoid(), wide(v)
     sinks, sources = q.shape[1], k.shape[1]
-    seen = torch.ones(sinks, sources, dtype=wide, device=q.device)
+    seen = torch.ones(sinks, sources, dtype=value.dtype, device=q.device)
     seen = seen.tril() if causal else seen
     # How many tokens a step sees; what is not causal is not normalised by it.
-    count = torch.arange(1, sources + 1, device=q.device).to(wide) if causal else seen.new_ones(1)
+    count = torch.arange(1, sources + 1, device=q.device).to(value.dtype) if causal else seen.new_ones(1)
     count = count[:, None]  # [L, 1], or [1, 1]
 
     def flow(to: Tensor, come: Tensor, visible: Tensor) -> Tensor:
