@@ -1,7 +1,8 @@
 """Weights of other people's Informer, Autoformer and PatchTST, loaded strictly.
 
 The same model has been published in several dialects: "informer" is the code of Informer's authors,
-"autoformer" that of Autoformer's authors and of papers that took it over, "library" the time-series library.
+"autoformer" that of Autoformer's authors and of papers that took it over, "library" the time-series library,
+"transformers" the library of that name, whose models are others and whose folders `pretrained.py` reads.
 Some dialects have the same keys and compute different things, so the caller says which one it is, and a model
 built for another is refused.
 """
@@ -19,8 +20,11 @@ from manyheads.timeseries.models.autoformer import Autoformer
 from manyheads.timeseries.models.embeddings import sinusoid
 from manyheads.timeseries.models.informer import Informer
 from manyheads.timeseries.models.informer_layers import DecoderLayer, DistilLayer, EncoderLayer
+from manyheads.timeseries.models.lagged_autoformer import LaggedAutoformer
+from manyheads.timeseries.models.lagged_informer import LaggedInformer
 from manyheads.timeseries.models.patchtst import PatchTST
 
+Loadable = Informer | Autoformer | PatchTST | LaggedInformer | LaggedAutoformer
 Switches = Mapping[str, tuple[str | int | bool, ...]]
 
 _COPIED: Switches = {
@@ -40,6 +44,8 @@ DIALECTS: dict[type[nn.Module], dict[str, Switches]] = {
     Informer: {"informer": _ORIGINAL, "autoformer": _COPIED, "library": _COPIED},
     Autoformer: {"autoformer": {"even_lags": (False,)}, "library": {"even_lags": (True,)}},
     PatchTST: {"library": {}},
+    LaggedInformer: {"transformers": {}},
+    LaggedAutoformer: {"transformers": {}},
 }
 
 # Keys that only one origin has: its class, its dialects, and how it is called in a message.
@@ -49,11 +55,25 @@ _ORIGINS: tuple[tuple[tuple[str, ...], tuple[type[nn.Module] | None, tuple[str, 
     (("enc_embedding.value_embedding.weight",), (None, (), "an iTransformer")),
     (("decoder.projection.weight",), (Informer, ("autoformer", "library"), "a copied Informer")),
     (("projection.weight", "decoder.norm.weight"), (Informer, ("informer",), "its authors' Informer")),
-    (("parameter_projection.proj.0.weight",), (None, (), "transformers' Informer or Autoformer")),
+    (
+        ("parameter_projection.proj.0.weight", "model.decoder.seasonality_projection.weight"),
+        (LaggedAutoformer, ("transformers",), "transformers' Autoformer (autoformer_lagged)"),
+    ),
+    (
+        ("parameter_projection.proj.0.weight", "model.decoder.value_embedding.value_projection.weight"),
+        (LaggedInformer, ("transformers",), "transformers' Informer (informer_lagged)"),
+    ),
+)
+# How the transformers library's keys begin, and ours.
+_TRANSFORMERS = (
+    ("model.embedder.embedders.", "window.embedders."),
+    ("model.decoder.seasonality_projection.", "seasonality_projection."),
+    ("model.encoder.", "encoder."),
+    ("model.decoder.", "decoder."),
 )
 
 
-def load_weights(model: Informer | Autoformer | PatchTST, state: Mapping[str, Tensor], dialect: str) -> None:
+def load_weights(model: Loadable, state: Mapping[str, Tensor], dialect: str) -> None:
     """Load a checkpoint of another code; every key is used and every shape checked before any is copied.
 
     Sinusoid tables, which are no weights, are compared with ours and left out. The prefix `module.`, which
@@ -62,7 +82,7 @@ def load_weights(model: Informer | Autoformer | PatchTST, state: Mapping[str, Te
     Args:
         model: Receives the weights.
         state: The checkpoint's state dict.
-        dialect: Whose code it is from: "informer", "autoformer" or "library"; see the module.
+        dialect: Whose code it is from: "informer", "autoformer", "library", "transformers"; see the module.
 
     Raises:
         UsageError: The model is not known in this dialect, or is built for another.
@@ -88,8 +108,18 @@ def load_weights(model: Informer | Autoformer | PatchTST, state: Mapping[str, Te
     rest = {key: value for key, value in state.items() if key not in tables}
     if isinstance(model, Informer):
         rest = {key.replace("decoder.projection.", "projection."): value for key, value in rest.items()}
+    if dialect == "transformers":
+        rest = {our_key(key): value for key, value in rest.items()}
     _check_fit(model, rest)
     model.load_state_dict(rest, strict=True)
+
+
+def our_key(key: str) -> str:
+    """Return what a parameter of the transformers library is called here."""
+    for theirs, ours in _TRANSFORMERS:
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
 
 
 def _check_origin(wanted: type[nn.Module], state: Mapping[str, Tensor], dialect: str) -> None:
