@@ -5,6 +5,7 @@ The mathematics, with the backward's derivation, is in README.md beside this fil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from manyheads.core.dispatch import choose
 from manyheads.core.ops.segment_attention import reference
-from manyheads.core.ops.segment_attention.custom_op import segment_attention_op
+from manyheads.core.ops.segment_attention.custom_op import Eager, forward, segment_attention_op
 from manyheads.core.ops.segment_attention.order import EdgeOrder, edge_order
 
 __all__ = ["EdgeOrder", "edge_order", "segment_attention"]
@@ -102,10 +103,17 @@ def segment_attention(
     if order is None:
         order = edge_order(edge_index, q.shape[0])
     numbers = [q.shape[-1] ** -0.5 if scale is None else scale, float("inf") if clamp is None else clamp, eps]
-    out, product, _, _ = segment_attention_op(
-        q, k, v, edge, edge_index, list(order), numbers, return_edge, backend
-    )
+    run = _run(backend, q, k, v, edge)
+    out, product, _, _ = run(q, k, v, edge, edge_index, list(order), numbers, return_edge, backend)
     return (out, product) if return_edge else out
+
+
+def _run(backend: str, *inputs: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
+    """The library op where kernels or torch.compile need it, else what costs less."""
+    if backend == "triton" or torch.compiler.is_compiling():
+        return segment_attention_op
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return Eager.apply if learns else forward
 
 
 def _check(

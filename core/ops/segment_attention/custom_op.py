@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from manyheads.core.ops.segment_attention.order import EdgeOrder
 
 
-@torch.library.custom_op("manyheads::segment_attention", mutates_args=())
-def segment_attention_op(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -37,6 +37,22 @@ def segment_attention_op(
     return out, q.new_empty(0) if product is None else product, logits, norm
 
 
+@torch.library.custom_op("manyheads::segment_attention", mutates_args=())
+def segment_attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge: Tensor | None,
+    edge_index: Tensor,
+    order: list[Tensor],
+    options: list[float],
+    return_edge: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attend along edges; as `forward`."""
+    return forward(q, k, v, edge, edge_index, order, options, return_edge, backend)
+
+
 @segment_attention_op.register_fake
 def _(
     q: Tensor,
@@ -56,8 +72,7 @@ def _(
     return q.new_empty(q.shape), product, logits, q.new_empty(nodes, 2, heads, dtype=torch.float32)
 
 
-@torch.library.custom_op("manyheads::segment_attention_backward", mutates_args=())
-def segment_attention_backward_op(
+def backward(
     dout: Tensor,
     dproduct: Tensor | None,
     q: Tensor,
@@ -82,6 +97,27 @@ def segment_attention_backward_op(
     else:
         dq, dk, dv, dedge = _paths(backend).backward(*given, EdgeOrder(*order), chosen, out, logits, norm)
     return dq, dk, dv, q.new_empty(0) if dedge is None else dedge
+
+
+@torch.library.custom_op("manyheads::segment_attention_backward", mutates_args=())
+def segment_attention_backward_op(
+    dout: Tensor,
+    dproduct: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge: Tensor | None,
+    edge_index: Tensor,
+    order: list[Tensor],
+    options: list[float],
+    out: Tensor,
+    logits: Tensor,
+    norm: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and edge; as `backward`."""
+    given = dout, dproduct, q, k, v, edge, edge_index
+    return backward(*given, order, options, out, logits, norm, backend)
 
 
 @segment_attention_backward_op.register_fake
@@ -121,18 +157,40 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _pull_back(ctx: Any, dout: Tensor | None, dproduct: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+def _pull_back(run: Any, ctx: Any, dout: Tensor | None, dproduct: Tensor | None) -> tuple[Any, ...]:
+    """Gradients of q, k, v and edge by `backward` or the op around it."""
     q, k, v, edge, edge_index, out, logits, norm, *order = ctx.saved_tensors
     if not ctx.return_edge:
         dproduct = None  # of the empty placeholder
-    rest = (None, [None] * len(order), None, None, None)
     if dout is None and dproduct is None:
-        return None, None, None, None, *rest
+        return None, None, None, None
     dout = torch.zeros_like(out) if dout is None else dout
-    dq, dk, dv, dedge = segment_attention_backward_op(
+    dq, dk, dv, dedge = run(
         dout, dproduct, q, k, v, edge, edge_index, order, ctx.options, out, logits, norm, ctx.backend
     )
-    return dq, dk, dv, None if edge is None else dedge, *rest
+    return dq, dk, dv, None if edge is None else dedge
 
 
-segment_attention_op.register_autograd(_pull_back, setup_context=_setup)
+def _op_backward(
+    ctx: Any, dout: Tensor | None, dproduct: Tensor | None, *_: Tensor | None
+) -> tuple[Any, ...]:
+    grads = _pull_back(segment_attention_backward_op, ctx, dout, dproduct)
+    return *grads, None, [None] * 4, None, None, None
+
+
+segment_attention_op.register_autograd(_op_backward, setup_context=_setup)
+
+
+class Eager(torch.autograd.Function):
+    """The same outside of torch.compile, without the 0.1 ms that library ops take a training step."""
+
+    forward = staticmethod(forward)
+    setup_context = staticmethod(_setup)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dout: Tensor | None, dproduct: Tensor | None, *_: Tensor | None
+    ) -> tuple[Any, ...]:
+        """Gradients of the differentiable inputs, and None for the others."""
+        return *_pull_back(backward, ctx, dout, dproduct), None, None, None, None, None
