@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from manyheads.core import parallel
 
-# Elements of the largest temporary of one part: with its few companions it stays in a core's own cache.
-_PART = 1 << 16
+# Elements of the largest temporary of one part, and of a thread's share of a block: with its few companions
+# it stays in a core's own cache.
+_PART, _SHARE = 1 << 16, 1 << 17
 
 Index = slice | Tensor
 
@@ -117,21 +119,29 @@ def scan(states: Tensor, decay: Tensor | None, state: Tensor, steps: Iterable[tu
     return last
 
 
+def blocks(groups: int, chunks: int, weight: int) -> list[tuple[int, slice]]:
+    """Groups, and ranges of their chunks, for one block after the other with torch's threads inside each.
+
+    Args:
+        weight: Elements of a chunk's largest temporary.
+    """
+    return _cut(groups, chunks, _SHARE * torch.get_num_threads() // weight)
+
+
 def each_part(groups: int, chunks: int, weight: int, work: Callable[[int, slice], None]) -> None:
     """Run `work(group, chunks)` for all groups and ranges of chunks, parts side by side.
 
     Args:
         weight: Elements of a chunk's largest temporary.
     """
-    count = max(1, _PART // weight)
-    ranges = [slice(i, min(i + count, chunks)) for i in range(0, chunks, count)]
-    parts = [(group, found) for group in range(groups) for found in ranges]
+    parts = _cut(groups, chunks, _PART // weight)
     if groups * chunks * weight <= _PART:  # not worth a hand-over
         for group, found in parts:
             work(group, found)
         return
+    parallel.run([partial(work, *part) for part in parts])
 
-    def part(group: int, found: slice) -> Callable[[], None]:
-        return lambda: work(group, found)
 
-    parallel.run([part(*x) for x in parts])
+def _cut(groups: int, chunks: int, count: int) -> list[tuple[int, slice]]:
+    count = max(1, count)
+    return [(g, slice(i, min(i + count, chunks))) for g in range(groups) for i in range(0, chunks, count)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manyheads.core.ops.decay_attention.chunks import Layout, each_part, scan
+from manyheads.core.ops.decay_attention.chunks import Layout, blocks, scan
 from manyheads.core.ops.decay_attention.fading import Fading, backwards, sums, weights
 
 
@@ -56,24 +56,18 @@ def forward(
     chunks, size, groups, _ = q.shape
     shared, width = v.shape[3:]
     states = torch.empty(groups, chunks, q.shape[3], shared, width)
-
-    def add(g: int, at: slice) -> None:
+    parts = blocks(groups, chunks, shared * size * max(size, width))
+    for g, at in parts:
         value = v[at, :, g] if gate is None else v[at, :, g] * gate.suffix[at, :, g, :, None]
         torch.bmm(k[at, :, g].transpose(1, 2), value.flatten(2), out=states[g, at].flatten(2))
-
-    weight = shared * size * max(size, width)
-    each_part(groups, chunks, weight, add)
     last = scan(states, None if gate is None else gate.whole, state, plan.steps)
     out = torch.empty_like(v)
-
-    def attend(g: int, at: slice) -> None:
+    for g, at in parts:
         scores = _scores(q[at, :, g], k[at, :, g], scale)
         scores = _weigh(scores, gate, g, at, fading)
         near = scores @ v[at, :, g].transpose(1, 2)  # [m, h, c, V]
         far = _far(q[at, :, g], states[g, at], scale, gate, g, at)
         torch.add(far, near.transpose(1, 2), out=out[at, :, g])
-
-    each_part(groups, chunks, weight, attend)
     return out, last, states
 
 
@@ -126,27 +120,21 @@ def backward(
     grad, q = grad.flip(1), q.flip(1)
     gate = None if gate is None else gate._replace(prefix=gate.prefix.flip(1))
     pulls = torch.empty_like(states)  # first what a chunk adds to the state's gradient, then what it meets
-
-    def add(g: int, at: slice) -> None:
+    parts = blocks(groups, chunks, shared * size * max(size, width))
+    for g, at in parts:
         pull = grad[at, :, g] if gate is None else grad[at, :, g] * gate.prefix[at, :, g, :, None]
-        found = pulls[g, at].flatten(2)
-        torch.baddbmm(found, q[at, :, g].transpose(1, 2), pull.flatten(2), beta=0, alpha=scale, out=found)
-
-    weight = shared * size * max(size, width)
-    each_part(groups, chunks, weight, add)
+        added = pulls[g, at].flatten(2)
+        torch.baddbmm(added, q[at, :, g].transpose(1, 2), pull.flatten(2), beta=0, alpha=scale, out=added)
     whole = None if gate is None else gate.whole
     first = scan(pulls, whole, grad_last, reversed(plan.steps))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     steps = None if gate is None else torch.empty_like(gate.total)
-
-    def pull_back(g: int, at: slice) -> None:
+    for g, at in parts:
         part = (grad[at, :, g], q[at, :, g], k[at, :, g], v[at, :, g], states[g, at], pulls[g, at])
         found = _pull_part(*part, gate, g, at, scale, fading)
         dq[at, :, g], dk[at, :, g], dv[at, :, g] = found[:3]
         if steps is not None and found[3] is not None:
             steps[at, :, g] = found[3]
-
-    each_part(groups, chunks, weight, pull_back)
     return dq.flip(1), dk, dv, steps, first
 
 
