@@ -48,7 +48,7 @@ class ModelConfig:
         format_version: The layout of the folder.
         domain: One of the catalogue's domains.
         name: A catalogue name of that domain.
-        arguments: Everything that the builder needs; plain values, or flat lists of them.
+        arguments: Everything that the builder needs; plain values, flat lists of them, or objects of these.
         preprocessing: What the domain's predictor needs beside the model.
         labels: Names of the classes, where there are any.
         training: Figures of the training run.
@@ -309,9 +309,14 @@ def _check_config(parsed: Json) -> ModelConfig:
     _expect(config.domain in catalog.DOMAINS, "domain", f"one of {', '.join(catalog.DOMAINS)}")
     _expect(bool(re.fullmatch("[0-9a-f]{64}", config.weights_sha256)), "weights_sha256", "64 hex digits")
     for name, value in config.arguments.items():
-        nested = isinstance(value, dict) or any(isinstance(each, dict | list) for each in _children(value))
-        _expect(not nested, f"arguments.{name}", "a plain value or a flat list of them")
+        parts = list(value.values()) if isinstance(value, dict) else [value]
+        what = "a plain value, a flat list of them, or an object of these"
+        _expect(all(map(_is_flat, parts)), f"arguments.{name}", what)
     return config
+
+
+def _is_flat(value: Json) -> bool:
+    return not isinstance(value, dict) and not any(isinstance(each, dict | list) for each in _children(value))
 
 
 def _expect(holds: bool, key: str, what: str) -> None:

@@ -61,6 +61,9 @@ def test_every_model_round_trips(entry, tmp_path):
     wanted = {"seq_len": 96, "pred_len": 4}
     if "enc_in" in catalog.arguments(entry):
         wanted["enc_in"] = 3
+    if "base:" in catalog.arguments(entry):
+        base = {"base": "dlinear", "arguments": {"moving_avg": 5}}
+        wanted |= {**base, "past_categories": [3, 4], "output": "quantile", "quantiles": [0.1, 0.9]}
     model = create_model(entry.name, **wanted)
     saved = hub.save(
         tmp_path / "m", model, domain=entry.domain, name=entry.name, arguments=wanted, preprocessing={}
@@ -207,11 +210,15 @@ def deep(depth):
         ({"arguments": []}, "arguments must be an object"),
         (
             {"arguments": {**ARGUMENTS, "kernel": {"class_path": "os.system"}}},
+            "takes no argument 'kernel'",
+        ),
+        (
+            {"arguments": {**ARGUMENTS, "kernel": {"init": {"class_path": "os.system"}}}},
             "arguments.kernel must be a plain",
         ),
         (
             {"arguments": {**ARGUMENTS, "kernel": [[1]]}},
-            "arguments.kernel must be a plain value or a flat list",
+            "arguments.kernel must be a plain value, a flat list of them, or an object of these",
         ),
         ({"arguments": {**ARGUMENTS, "class_path": "os.system"}}, "takes no argument 'class_path'"),
         ({"arguments": {"seq_len": "8", "pred_len": 4}}, "the arguments build no model"),

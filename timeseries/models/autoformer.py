@@ -6,6 +6,7 @@ Source: arXiv 2106.13008, and the code of its authors, whose parameter names the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -332,14 +333,7 @@ def autoformer(
     Raises:
         UsageError: An argument is not possible.
     """
-    given = locals()
-    sizes = ("seq_len", "pred_len", "enc_in", "factor", "d_model", "n_heads", "e_layers", "d_layers", "d_ff")
-    check_positive("autoformer", given, sizes)
-    check_choices("autoformer", given, {"activation": tuple(ACTIVATIONS)})
-    check_transformer("autoformer", d_model, n_heads, dropout)
-    check_label("autoformer", label_len, seq_len)
-    if moving_avg < 1 or moving_avg % 2 == 0:
-        raise UsageError(f"autoformer: moving_avg must be odd and positive, not {moving_avg}")
+    _check(locals())
     channels = Channels(past, future, static)
     check_extras("autoformer", channels, outputs, use_norm=False)
 
@@ -350,9 +344,8 @@ def autoformer(
         temporal = temporal_embedding(embed, freq, d_model, bias=False)
         return DataEmbedding(enc_in + covariates, d_model, temporal, dropout, bias=False, positions=0)
 
-    tail = (d_ff, moving_avg, dropout, activation)
+    tail, c_out = (d_ff, moving_avg, dropout, activation), enc_in * outputs
     encoder = [EncoderLayer(attention(), d_model, *tail) for _ in range(e_layers)]
-    c_out = enc_in * outputs
     decoder = [DecoderLayer(attention(), attention(), d_model, c_out, *tail) for _ in range(d_layers)]
     return Autoformer(
         embedding(channels.total),
@@ -365,3 +358,15 @@ def autoformer(
         channels,
         outputs,
     )
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Refuse arguments of `autoformer` that are not possible."""
+    sizes = ("seq_len", "pred_len", "enc_in", "factor", "d_model", "n_heads", "e_layers", "d_layers", "d_ff")
+    check_positive("autoformer", given, sizes)
+    check_choices("autoformer", given, {"activation": tuple(ACTIVATIONS)})
+    check_transformer("autoformer", given["d_model"], given["n_heads"], given["dropout"])
+    check_label("autoformer", given["label_len"], given["seq_len"])
+    average = given["moving_avg"]
+    if average < 1 or average % 2 == 0:
+        raise UsageError(f"autoformer: moving_avg must be odd and positive, not {average}")
