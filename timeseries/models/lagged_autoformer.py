@@ -104,7 +104,7 @@ class LaggedAutoformer(nn.Module):
     def distribution(self, history: History) -> Distribution:
         """Return the distribution of each step."""
         scaled = self.window(history)
-        return self.parameters(self.decode(scaled, self.encode(scaled)), scaled)
+        return self.read(self.decode(scaled, self.encode(scaled)), scaled)
 
     @torch.no_grad()
     def generate(
@@ -126,10 +126,10 @@ class LaggedAutoformer(nn.Module):
         # Where samples mix, the copies do, too: the library decodes each of them.
         many = scaled.repeat(copies)
         if self.window.frame.compat == "transformers":
-            distribution = self.parameters(self.decode(many, encoded.repeat_interleave(copies, dim=0)), many)
+            distribution = self.read(self.decode(many, encoded.repeat_interleave(copies, dim=0)), many)
         else:
             one = self.decode(scaled, encoded)
-            distribution = self.parameters(Parts(*(x.repeat_interleave(copies, dim=0) for x in one)), many)
+            distribution = self.read(Parts(*(x.repeat_interleave(copies, dim=0) for x in one)), many)
         return distribution.sample(1, generator)[0].unflatten(0, (-1, copies))
 
     def encode(self, scaled: Scaled) -> Tensor:
@@ -156,7 +156,7 @@ class LaggedAutoformer(nn.Module):
             trend = trend + more
         return Parts(self.seasonality_projection(x), trend)
 
-    def parameters(self, parts: Parts, scaled: Scaled) -> Distribution:
+    def read(self, parts: Parts, scaled: Scaled) -> Distribution:
         """Return the horizon's distributions."""
         return self.parameter_projection(
             (parts.season + parts.trend)[:, -self.window.frame.pred_len :], scaled

@@ -211,7 +211,7 @@ class LaggedInformer(nn.Module):
 
         paths = self._paths(scaled, encoded, copies, pick, Draws())
         wanted = torch.tensor(levels, dtype=paths.dtype, device=paths.device)
-        return torch.stack([step.quantile(wanted, dim=1) for step in paths.unbind(2)], dim=1).movedim(0, -1)
+        return torch.stack([step.quantile(wanted, dim=1) for step in paths.unbind(2)], dim=2).movedim(0, -1)
 
     def _spend_draws(self, draws: Draws) -> None:
         """Draw what the library draws for a decoder's pass that it makes before the first step, in vain."""
