@@ -32,7 +32,7 @@ def forward(
     """Return the output `[B, N, H, D]`; `top` are the rows of the global tokens."""
     out = torch.empty(q.shape, dtype=q.dtype)
     cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
-    hidden, dead = _hidden(q, index, mask)
+    hidden, dead = hidden_keys(q, index, mask)
 
     def work(batch: int, heads: slice) -> None:
         share = Share.of(q, k, v, index, batch, heads, scale)
@@ -85,7 +85,7 @@ def backward(
     """Return the gradients of q, k and v; rows of global tokens have none here."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
-    hidden, dead = _hidden(q, index, mask)
+    hidden, dead = hidden_keys(q, index, mask)
     if index is not None:
         known = torch.zeros(q.shape[:2], dtype=torch.bool) if dead is None else dead.clone()
         dead = _mark(known, index)
@@ -169,7 +169,7 @@ def _backward_piece(
             target[which].add_(found.sum(0))
 
 
-def _hidden(q: Tensor, index: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def hidden_keys(q: Tensor, index: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which keys `[B, N]` no band shows (masked, or global and so seen apart), and which rows are masked."""
     dead = None if mask is None else ~mask
     if index is None:
