@@ -7,18 +7,23 @@ and of the papers after it, with no test window dropped.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from manyheads.core import datasets
 from manyheads.core.errors import DataError, UsageError
-from manyheads.timeseries.calendar import canonical, feature_names, time_features
+from manyheads.timeseries.calendar import canonical, feature_names
+from manyheads.timeseries.covariates import ROLES, Covariates, Sizes, Unseen
 from manyheads.timeseries.frames import Series, read
-from manyheads.timeseries.scaling import StandardScaler
+from manyheads.timeseries.layout import ColumnNames, check_names, find_layout
+from manyheads.timeseries.readers import column_names
+from manyheads.timeseries.scaling import Scaling, StandardScaler
 from manyheads.timeseries.tables import Missing
+from manyheads.timeseries.treatment import fit_treatment, lay_out
 from manyheads.timeseries.windows import WindowLoader, Windows
 
 Split = Literal["ett_hour", "ett_minute", "ratio"]
@@ -68,7 +73,7 @@ def _checked_split(series: Series, split: Split, seq_len: int, pred_len: int) ->
 
 
 class ForecastData(LightningDataModule):
-    """Windows of a data set or a file: split, scaled by the train rows, with calendar features.
+    """Windows of a data set or a file: split, scaled by the train rows, with calendar and covariates.
 
     Args:
         dataset: Name of a data set, or path of a CSV or parquet file, long or wide.
@@ -76,13 +81,15 @@ class ForecastData(LightningDataModule):
         pred_len: Rows to forecast.
         batch_size: Windows a batch.
         split: Where the parts begin; None takes the data set's own, and "ratio" for a file.
-        targets: Columns to forecast; None takes a wide table's columns, or `y`.
-        time_column: Name of the time column, if not a usual one.
-        id_column: Name of a long table's id column, if not a usual one.
         freq: Frequency of the timestamps; None infers it.
+        scaling: Whose statistics the targets are scaled by: "global" those of all train rows, "series" each
+            series' own; "window" leaves it to the model, window by window; "none" scales nothing. Covariates
+            are scaled by all train rows.
         missing: "refuse" missing values, or "mask" them: filled in x, left out of the loss in y.
+        unseen: "refuse" a category that the train rows have not, or take it for an "unknown" one.
         drop_last: Leave out the last train batch if it is not full; validation and test never lose a window.
         seed: Seed of the train order.
+        named: Which columns are what.
     """
 
     def __init__(
@@ -92,22 +99,23 @@ class ForecastData(LightningDataModule):
         pred_len: int = 96,
         batch_size: int = 32,
         split: Split | None = None,
-        targets: list[str] | None = None,
-        time_column: str | None = None,
-        id_column: str | None = None,
         freq: str | None = None,
+        scaling: Scaling = "global",
         missing: Missing = "refuse",
+        unseen: Unseen = "refuse",
         drop_last: bool = True,
         seed: int = 0,
+        **named: Unpack[ColumnNames],
     ) -> None:
         super().__init__()
         for name, value in (("seq_len", seq_len), ("pred_len", pred_len), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")
+        check_names(named)
         self.dataset, self.split, self.seq_len, self.pred_len = dataset, split, seq_len, pred_len
-        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
-        self.time_column, self.id_column, self.targets = time_column, id_column, targets
+        self.batch_size, self.drop_last, self.seed, self.named = batch_size, drop_last, seed, named
         self.given_freq, self.missing = canonical(freq) if freq else None, missing
+        self.scaling, self.unseen = scaling, unseen
         self._ready = False
 
     def _source(self) -> tuple[Path, Split]:
@@ -131,20 +139,28 @@ class ForecastData(LightningDataModule):
         if self._ready:
             return
         path, split = self._source()
-        series = read(
-            path,
-            time_column=self.time_column,
-            id_column=self.id_column,
-            targets=self.targets,
-            freq=self.given_freq,
-            missing=self.missing,
-        )
+        layout = find_layout(column_names(path), str(path), **self.named)
+        series = read(path, freq=self.given_freq, missing=self.missing, **self.named)
         self.columns, self.freq = list(series[0].columns), series[0].freq
+        self.series = [each.id for each in series]
         ranges = [_checked_split(each, split, self.seq_len, self.pred_len) for each in series]
-        train = [each.values[first:end] for each, ((first, end), _, _) in zip(series, ranges, strict=True)]
-        self.scaler = StandardScaler.fit(train, self.columns)
+        # A wide table is one series, whose columns each have their own scale anyway.
+        scaling: Scaling = "global" if layout.id is None and self.scaling == "series" else self.scaling
+        train = [part[0] for part in ranges]
+        self.treatment = fit_treatment(series, train, layout, scaling, self.unseen)
         self.n_marks = len(feature_names(self.freq))
-        self._cut(series, ranges)
+        table = lay_out(series, self.treatment)
+        del series
+        parts = [
+            [(first + offset, end + offset) for offset, (first, end) in zip(table.offsets, part, strict=True)]
+            for part in zip(*ranges, strict=True)
+        ]
+        covariates, n, masked = self.treatment.covariates, len(self.columns), self.missing == "mask"
+        sizes = len(covariates.past.columns), len(covariates.future.columns)
+        self.train_windows, self.val_windows, self.test_windows = (
+            Windows(table.rows, n, part, self.seq_len, self.pred_len, *sizes, table.static, masked)
+            for part in parts
+        )
         if self.drop_last and len(self.train_windows) < self.batch_size:
             raise DataError(
                 f"{len(self.train_windows)} train windows do not fill a batch of {self.batch_size}; "
@@ -152,22 +168,37 @@ class ForecastData(LightningDataModule):
             )
         self._ready = True
 
-    def _cut(self, series: list[Series], ranges: list[Ranges]) -> None:
-        """Lay the scaled rows of all series under each other, and make the parts' windows of that table."""
-        made = [
-            np.concatenate([self.scaler.transform(each.values), time_features(each.ds, self.freq)], axis=1)
-            for each in series
-        ]
-        rows = torch.from_numpy(np.concatenate(made).astype(np.float32))
-        offsets = np.cumsum([0, *(len(each.ds) for each in series)])[:-1].tolist()
-        parts = [
-            [(first + offset, end + offset) for offset, (first, end) in zip(offsets, part, strict=True)]
-            for part in zip(*ranges, strict=True)
-        ]
-        n = len(self.columns)
-        self.train_windows, self.val_windows, self.test_windows = (
-            Windows(rows, n, part, self.seq_len, self.pred_len) for part in parts
+    @property
+    def scaler(self) -> StandardScaler:
+        """The targets' scaler over all series; that of one series is in `treatment`."""
+        return self.treatment.scaler
+
+    @property
+    def covariate_sizes(self) -> Sizes:
+        """The sizes of the covariates that a model's builder takes; reads the data where there are any."""
+        if not any(self.named.get(role) for role in ROLES):
+            return Covariates().sizes()
+        self.setup()
+        return self.treatment.covariates.sizes()
+
+    def inverse(self, values: Tensor, series: Tensor) -> Tensor:
+        """Return values of a batch in their own units.
+
+        Args:
+            values: Scaled targets or forecasts.
+            series: The batch's `series`.
+
+        Shape:
+            values `[B, P, N]`, or `[B, P, N, Q]`; returns the same in float64.
+        """
+        context = np.zeros((0, len(self.columns)))  # of a train series nothing else is asked
+        found = [self.treatment.statistics(self.series[i], self.columns, context) for i in series.tolist()]
+        mean, scale = (
+            torch.from_numpy(np.stack(each))[:, None].to(values.device) for each in zip(*found, strict=True)
         )
+        if values.ndim == 4:
+            mean, scale = mean[..., None], scale[..., None]
+        return values.double() * scale + mean
 
     def train_dataloader(self) -> WindowLoader:
         """Return the train batches, in a new order each epoch."""
@@ -188,15 +219,16 @@ class ForecastData(LightningDataModule):
 
     def preprocessing(self) -> dict[str, object]:
         """Return what a predictor needs to treat new data as the train data were; plain JSON."""
+        targets = self.named.get("targets")
         return {
             "seq_len": self.seq_len,
             "pred_len": self.pred_len,
             "columns": self.columns,
-            "targets": self.targets,
-            "time_column": self.time_column,
-            "id_column": self.id_column,
+            "targets": list(targets) if targets else None,
+            "time_column": self.named.get("time_column"),
+            "id_column": self.named.get("id_column"),
             "freq": self.freq,
             "missing": self.missing,
             "time_features": list(feature_names(self.freq)),
-            "scaler": self.scaler.to_json(),
+            **self.treatment.to_json(),
         }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 from manyheads.core.errors import DataError
 from manyheads.timeseries.calendar import canonical, feature_names
+from manyheads.timeseries.covariates import Covariates, Unseen
 from manyheads.timeseries.layout import ColumnNames
-from manyheads.timeseries.scaling import StandardScaler
+from manyheads.timeseries.scaling import Scaling, SeriesScaler, StandardScaler
 from manyheads.timeseries.tables import Missing
+from manyheads.timeseries.treatment import Treatment
 
 
 def _is_names(value: object) -> bool:
@@ -33,6 +35,14 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "time_features": _is_names,
     "scaler": lambda value: isinstance(value, dict),
 }
+_OPTIONAL: dict[str, Callable[[object], bool]] = {
+    "scaling": lambda value: value in get_args(Scaling),
+    "series_scaler": lambda value: isinstance(value, dict),
+    "covariates": lambda value: isinstance(value, dict),
+    "covariate_scaler": lambda value: isinstance(value, dict),
+    "unseen": lambda value: value in get_args(Unseen),
+    "conformal": lambda value: isinstance(value, dict),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class Preprocessing:
         freq: Frequency of the timestamps.
         missing: "refuse" or "mask" missing values.
         time_features: Names of the calendar features.
-        scaler: The train rows' scaler.
+        treatment: How values and covariates are scaled and coded.
+        conformal: What conformal intervals need, where there are any.
     """
 
     seq_len: int
@@ -61,37 +72,73 @@ class Preprocessing:
     freq: str
     missing: Missing
     time_features: tuple[str, ...]
-    scaler: StandardScaler
+    treatment: Treatment
+    conformal: Mapping[str, object] | None = None
+
+    @property
+    def scaler(self) -> StandardScaler:
+        """The targets' scaler over all series."""
+        return self.treatment.scaler
 
     @property
     def named(self) -> ColumnNames:
         """Which columns are what."""
-        targets = list(self.targets) if self.targets else None
-        return {"time_column": self.time_column, "id_column": self.id_column, "targets": targets}
+        covariates = self.treatment.covariates
+        return {
+            "time_column": self.time_column,
+            "id_column": self.id_column,
+            "targets": list(self.targets) if self.targets else None,
+            "past": list(covariates.past.columns),
+            "future": list(covariates.future.columns),
+            "static": list(covariates.static.columns),
+            "categorical": list(covariates.categories),
+        }
 
     @classmethod
     def from_json(cls, saved: Mapping[str, object]) -> Preprocessing:
-        """Read back what was saved; every key must be there, known and of its kind.
+        """Read back what was saved: each key known and of its kind, and all there that every model has.
 
         Raises:
             DataError: The first thing that is wrong.
         """
-        wrong = set(saved) ^ set(cls.__annotations__)
-        if wrong:
-            missing = sorted(wrong - set(saved)) or sorted(wrong)
-            raise DataError(
-                f"the model's preprocessing {'lacks' if wrong - set(saved) else 'has unknown'} {missing}"
-            )
-        for key, right in _KINDS.items():
-            if not right(saved[key]):
+        lacking, unknown = sorted(set(_KINDS) - set(saved)), sorted(set(saved) - set(_KINDS) - set(_OPTIONAL))
+        if lacking or unknown:
+            what = f"lacks {lacking}" if lacking else f"has unknown {unknown}"
+            raise DataError(f"the model's preprocessing {what}")
+        for key, right in (_KINDS | _OPTIONAL).items():
+            if key in saved and not right(saved[key]):
                 raise DataError(f"the model's preprocessing has {key} = {saved[key]!r}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        scaler = StandardScaler.from_json(cast("dict[str, list[object]]", saved["scaler"]))
-        made = cls(**{**values, "scaler": scaler})  # type: ignore[arg-type]
+        own = {k: values[k] for k in values if k in cls.__annotations__}
+        made = cls(**own, treatment=_treatment(saved))  # type: ignore[arg-type]
         if made.time_features != feature_names(made.freq) or canonical(made.freq) != made.freq:
             raise DataError(
                 f"the model's time features {made.time_features} are not those of freq {made.freq!r}"
             )
-        if made.columns != scaler.columns:
+        by_series = made.treatment.series_scaler
+        if made.columns != made.scaler.columns or (by_series and made.columns != by_series.columns):
             raise DataError("the model's columns are not those of its scaler")
         return made
+
+
+def _treatment(saved: Mapping[str, object]) -> Treatment:
+    """Read how values and covariates are treated."""
+
+    def scaler(key: str) -> dict[str, list[object]]:
+        return cast("dict[str, list[object]]", saved[key])
+
+    made = Treatment(
+        StandardScaler.from_json(scaler("scaler")),
+        cast(Scaling, saved.get("scaling", "global")),
+        SeriesScaler.from_json(scaler("series_scaler")) if "series_scaler" in saved else None,
+        Covariates.from_json(saved["covariates"]) if "covariates" in saved else Covariates(),
+        StandardScaler.from_json(scaler("covariate_scaler"))
+        if "covariate_scaler" in saved
+        else StandardScaler.identity(()),
+        cast(Unseen, saved.get("unseen", "refuse")),
+    )
+    if made.covariate_scaler.columns != made.covariates.numeric:
+        raise DataError("the model's covariates are not those of their scaler")
+    if (made.series_scaler is not None) != (made.scaling == "series"):
+        raise DataError(f"the model's scaling is {made.scaling!r}, which its scalers do not fit")
+    return made

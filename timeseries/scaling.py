@@ -1,12 +1,13 @@
-"""Standardisation per column, fitted on the train rows only, saved with the model to the last bit.
+"""Standardisation per column, over all series or in each, fitted on the train rows, saved to the last bit.
 
 Source: the published protocol scales each variate by the train rows' mean and population deviation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,20 @@ from numpy.typing import NDArray
 from manyheads.core.errors import DataError
 
 Floats = NDArray[np.float64]
+Scaling = Literal["global", "series", "window", "none"]
 
 
-def _deviation(values: Floats, mean: Floats) -> Floats:
-    """Population deviation of the observed rows; 1 where a column is constant, so that it becomes 0."""
+def _moments(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return count, mean and summed squares about the mean of the observed rows of each column."""
     there = ~np.isnan(values)
-    count = np.maximum(there.sum(axis=0), 1)
-    deviation = np.sqrt(np.square(np.where(there, values - mean, 0.0)).sum(axis=0) / count)
+    count = there.sum(axis=0).astype(np.float64)
+    mean = np.where(there, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    return count, mean, np.square(np.where(there, values - mean, 0.0)).sum(axis=0)
+
+
+def _scale(count: Floats, mean: Floats, squares: Floats) -> Floats:
+    """Population deviation; 1 where a column is constant, so that it becomes 0."""
+    deviation = np.sqrt(squares / np.maximum(count, 1))
     # Rounding alone gives a constant column of size m a deviation of some 1e-16 m.
     return np.where(deviation <= 1e-12 * np.abs(mean), 1.0, deviation)
 
@@ -31,9 +39,8 @@ def window_statistics(values: Floats) -> tuple[Floats, Floats]:
     Shape:
         values `[L, N]`; returns `[N]` and `[N]`.
     """
-    there = ~np.isnan(values)
-    mean = np.where(there, values, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-    return mean, _deviation(values, mean)
+    count, mean, squares = _moments(values)
+    return mean, _scale(count, mean, squares)
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,11 @@ class StandardScaler:
     scale: Floats = field(repr=False)
 
     @classmethod
-    def fit(cls, tables: Sequence[Floats], columns: Sequence[str]) -> StandardScaler:
+    def fit(cls, tables: Iterable[Floats], columns: Sequence[str]) -> StandardScaler:
         """Fit on the train rows, pooled over the series; missing values do not count.
 
         Args:
-            tables: One array of train rows a series.
+            tables: One array of train rows a series; no two are held at a time.
             columns: The columns' names.
 
         Shape:
@@ -61,13 +68,28 @@ class StandardScaler:
         Raises:
             DataError: A column has no observed value in the train rows.
         """
-        values = np.concatenate(tables)
-        empty = np.isnan(values).all(axis=0)
-        if empty.any():
+        count, mean, squares = (np.zeros(len(columns)) for _ in range(3))
+        for table in tables:
+            more, its_mean, its_squares = _moments(table)
+            both, apart = np.maximum(count + more, 1), its_mean - mean
+            squares += its_squares + np.square(apart) * count * more / both
+            mean = mean + apart * more / both
+            count = count + more
+        if not count.all():
             raise DataError(
-                f"column {columns[int(empty.argmax())]!r} has no value in the train rows; leave it out"
+                f"column {columns[int(count.argmin())]!r} has no value in the train rows; leave it out"
             )
-        return cls(tuple(columns), *window_statistics(values))
+        return cls(tuple(columns), mean, _scale(count, mean, squares))
+
+    @classmethod
+    def identity(cls, columns: Sequence[str]) -> StandardScaler:
+        """Return the scaler that changes nothing."""
+        return cls(tuple(columns), np.zeros(len(columns)), np.ones(len(columns)))
+
+    def take(self, columns: Sequence[str]) -> StandardScaler:
+        """Return the scaler of some of the columns."""
+        at = [self.columns.index(name) for name in columns]
+        return StandardScaler(tuple(columns), self.mean[at], self.scale[at])
 
     def transform(self, values: Floats) -> Floats:
         """Scale values.
@@ -92,7 +114,9 @@ class StandardScaler:
             context `[L, N]`; returns `[N]` and `[N]`.
         """
         known = {name: i for i, name in enumerate(self.columns)}
-        mean, scale = window_statistics(context)
+        mean, scale = np.zeros((2, len(columns)))
+        if not set(columns) <= set(known):
+            mean, scale = window_statistics(context)
         for j, name in enumerate(columns):
             if name in known:
                 mean[j], scale[j] = self.mean[known[name]], self.scale[known[name]]
@@ -109,17 +133,90 @@ class StandardScaler:
         Raises:
             DataError: Keys or lengths are wrong, or a number is not finite or a scale not positive.
         """
-        if set(saved) != {"columns", "mean", "scale"}:
-            raise DataError(
-                f"a scaler has columns, mean and scale, not {', '.join(sorted(saved)) or 'nothing'}"
-            )
-        columns = tuple(str(name) for name in saved["columns"])
-        try:
-            mean, scale = (np.asarray(saved[key], dtype=np.float64) for key in ("mean", "scale"))
-        except (TypeError, ValueError):
-            raise DataError("a scaler's mean and scale must be numbers") from None
+        columns, mean, scale = _read(saved, ("columns", "mean", "scale"))
         if not mean.shape == scale.shape == (len(columns),):
             raise DataError("a scaler's columns, mean and scale must be of one length")
-        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
-            raise DataError("a scaler's numbers must be finite and its scales positive")
         return cls(columns, mean, scale)
+
+
+def _read(
+    saved: Mapping[str, Sequence[object]], keys: tuple[str, ...]
+) -> tuple[tuple[str, ...], Floats, Floats]:
+    """Read the columns and the numbers of a scaler."""
+    if set(saved) != set(keys):
+        wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise DataError(f"a scaler has {wanted}, not {', '.join(sorted(saved)) or 'nothing'}")
+    try:
+        mean, scale = (np.asarray(saved[key], dtype=np.float64) for key in ("mean", "scale"))
+    except (TypeError, ValueError):
+        raise DataError("a scaler's mean and scale must be numbers") from None
+    if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
+        raise DataError("a scaler's numbers must be finite and its scales positive")
+    return tuple(str(name) for name in saved["columns"]), mean, scale
+
+
+@dataclass(frozen=True)
+class SeriesScaler:
+    """Mean and scale a series and column, in float64.
+
+    Args:
+        ids: The series, each with its number.
+        columns: The columns.
+        mean: Their means.
+        scale: Their scales.
+
+    Shape:
+        mean and scale `[S, N]`.
+    """
+
+    ids: Mapping[str, int]
+    columns: tuple[str, ...]
+    mean: Floats = field(repr=False)
+    scale: Floats = field(repr=False)
+
+    @classmethod
+    def fit(cls, tables: Mapping[str, Floats], columns: Sequence[str]) -> SeriesScaler:
+        """Fit each series on its own train rows.
+
+        Args:
+            tables: The train rows by series.
+            columns: The columns' names.
+
+        Raises:
+            DataError: A column of a series has no observed value in its train rows.
+        """
+        mean, scale = np.zeros((2, len(tables), len(columns)))
+        for i, (ident, table) in enumerate(tables.items()):
+            count, mean[i], squares = _moments(table)
+            if not count.all():
+                column = columns[int(count.argmin())]
+                raise DataError(f"series {ident!r}: column {column!r} has no value in the train rows")
+            scale[i] = _scale(count, mean[i], squares)
+        return cls({ident: i for i, ident in enumerate(tables)}, tuple(columns), mean, scale)
+
+    def of(self, ident: str) -> StandardScaler | None:
+        """Return the scaler of a series, or None where the train data had not got it."""
+        i = self.ids.get(ident)
+        return None if i is None else StandardScaler(self.columns, self.mean[i], self.scale[i])
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain lists; a float's JSON text reads back to the same bits."""
+        return {
+            "ids": list(self.ids),
+            "columns": list(self.columns),
+            "mean": self.mean.tolist(),
+            "scale": self.scale.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Sequence[object]]) -> SeriesScaler:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            DataError: Keys or lengths are wrong, or a number is not finite or a scale not positive.
+        """
+        columns, mean, scale = _read(saved, ("ids", "columns", "mean", "scale"))
+        ids = {str(ident): i for i, ident in enumerate(saved["ids"])}
+        if not mean.shape == scale.shape == (len(ids), len(columns)) or len(ids) != len(saved["ids"]):
+            raise DataError("a series scaler has one mean and scale a series and column")
+        return cls(ids, columns, mean, scale)

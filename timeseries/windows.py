@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NotRequired, TypedDict
+from typing import Generic, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -46,32 +46,62 @@ class Windows:
     """All windows of some ranges of a row table; a window never crosses a range's end.
 
     Args:
-        rows: Values and, after them, calendar features of all series, one under the other.
+        rows: Values, and after them calendar features, past and future covariates of all series, one under
+            the other. Covariates hold their numeric columns first.
         n_values: How many of the columns are values.
-        ranges: Pairs (first row, end row); windows lie wholly inside one.
+        ranges: Pairs (first row, end row), the i-th of series i; windows lie wholly inside one.
         seq_len: Rows known.
         pred_len: Rows to forecast.
+        past: How many of the columns are past covariates.
+        future: How many are future covariates.
+        static: The series' static covariates, if there are any.
+        masked: Values may be missing: batches say which were observed.
 
     Shape:
-        rows `[R, N + M]`.
+        rows `[R, N + M + past + future]`; static `[S, Cs]`.
     """
 
     def __init__(
-        self, rows: Tensor, n_values: int, ranges: Sequence[tuple[int, int]], seq_len: int, pred_len: int
+        self,
+        rows: Tensor,
+        n_values: int,
+        ranges: Sequence[tuple[int, int]],
+        seq_len: int,
+        pred_len: int,
+        past: int = 0,
+        future: int = 0,
+        static: Tensor | None = None,
+        masked: bool = False,
     ) -> None:
         self.n_values, self.seq_len, self.pred_len = n_values, seq_len, pred_len
-        length = seq_len + pred_len
-        self.starts = np.concatenate(
-            [np.arange(first, end - length + 1) for first, end in ranges] or [np.zeros(0, np.int64)]
-        )
-        self.gaps = any(bool(rows[first:end, :n_values].isnan().any()) for first, end in ranges)
+        self.static, self.masked = static, masked
+        length, width = seq_len + pred_len, rows.shape[1]
+        self._firsts = np.array([first for first, _ in ranges], np.int64)
+        counts = [max(0, end - length + 1 - first) for first, end in ranges]
+        # What is kept is a number a series: a window's row is computed when it is asked for.
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._cuts = (n_values, width - future - past, width - future)  # where marks, past, future begin
+        n, p, f = self._cuts
+        gaps = np.zeros(width, bool)
+        for first, end in ranges:
+            gaps |= rows[first:end].isnan().any(dim=0).numpy()
+        self._gaps = bool(gaps[:n].any()), bool(gaps[p:f].any()), bool(gaps[f:].any())
         # A window is one run of memory, so that the gather of a batch copies each in one go.
         self.rows = rows.contiguous()
-        room = length * rows.shape[1] if len(rows) >= length else 0
-        self._view = self.rows.view(-1).unfold(0, room, rows.shape[1]).numpy()  # [R - length + 1, length * C]
+        room = length * width if len(rows) >= length else 0
+        self._view = self.rows.view(-1).unfold(0, room, width).numpy()  # [R - length + 1, length * C]
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def locate(self, indices: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the series of windows, and their first rows in the table.
+
+        Shape:
+            indices `[B]`; returns `[B]` and `[B]`.
+        """
+        series = np.searchsorted(self._ends, indices, side="right")
+        return series, self._firsts[series] + (indices - self._ends[series - 1] * (series > 0))
 
     def batch(self, indices: Tensor) -> Batch:
         """Gather the windows of some indices.
@@ -79,30 +109,56 @@ class Windows:
         Shape:
             indices `[B]`, int64.
         """
-        return self.gather(self.starts[indices.numpy()])
+        return self.gather(indices.numpy())
 
-    def gather(self, starts: NDArray[np.int64]) -> Batch:
-        """Gather the windows that begin at some rows."""
+    def gather(self, indices: NDArray[np.integer]) -> Batch:
+        """Gather the windows of some indices."""
+        series, starts = self.locate(indices)
         # In numpy: torch would wake its pool of threads for a quarter of a megabyte, and slices slower.
-        table = self._view[starts].reshape(len(starts), self.seq_len + self.pred_len, -1)  # [B, L + P, N + M]
-        known, ahead, n = table[:, : self.seq_len], table[:, self.seq_len :], self.n_values
-        x = torch.from_numpy(known[:, :, :n])
-        return {
-            "x": fill_gaps(x) if self.gaps else x,
+        table = self._view[starts].reshape(len(starts), self.seq_len + self.pred_len, -1)  # [B, L + P, C]
+        known, ahead, (n, p, f) = table[:, : self.seq_len], table[:, self.seq_len :], self._cuts
+        x, gaps = torch.from_numpy(known[:, :, :n]), self._gaps
+        batch: Batch = {
+            "x": fill_gaps(x) if gaps[0] else x,
             "y": torch.from_numpy(ahead[:, :, :n]),
-            "x_mark": torch.from_numpy(known[:, :, n:]),
-            "y_mark": torch.from_numpy(ahead[:, :, n:]),
+            "x_mark": torch.from_numpy(known[:, :, n:p]),
+            "y_mark": torch.from_numpy(ahead[:, :, n:p]),
+            "series": torch.from_numpy(series),
         }
+        if self.masked:
+            batch["observed"] = ~x.isnan()
+        if f > p:
+            past = torch.from_numpy(known[:, :, p:f])
+            batch["past"] = fill_gaps(past) if gaps[1] else past
+        if table.shape[2] > f:
+            future = torch.from_numpy(table[:, :, f:])
+            batch["future"] = fill_gaps(future) if gaps[2] else future
+        if self.static is not None:
+            batch["static"] = self.static[series]
+        return batch
 
 
-class WindowLoader:
+B = TypeVar("B", covariant=True)
+
+
+class Source(Protocol[B]):
+    """Numbered samples, such as `Windows`."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+
+    def gather(self, indices: NDArray[np.integer]) -> B:
+        """Return some of them as a batch."""
+
+
+class WindowLoader(Generic[B]):
     """Batches of windows, made in this process; the order depends on (seed, epoch) alone.
 
     Lightning sets the epoch (it looks for `sampler.set_epoch`) and stores `state_dict` in its checkpoints, so
     that a fit resumes at the right batch of the right order.
 
     Args:
-        windows: The windows.
+        windows: The windows, or other numbered samples.
         batch_size: Windows a batch.
         shuffle: Draw a new order each epoch.
         drop_last: Leave out a last batch that is not full.
@@ -119,7 +175,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        windows: Windows,
+        windows: Source[B],
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
@@ -131,7 +187,7 @@ class WindowLoader:
         self._epoch, self._given, self._resumed = 0, 0, False
 
     @property
-    def sampler(self) -> WindowLoader:
+    def sampler(self) -> WindowLoader[B]:
         """Where Lightning looks for `set_epoch`."""
         return self
 
@@ -144,21 +200,24 @@ class WindowLoader:
         full, rest = divmod(len(self.windows) // self.part[1], self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
+    def order(self, epoch: int) -> NDArray[np.integer]:
         """Return the order of the windows in an epoch, of all processes together."""
-        if not self.shuffle:
-            return np.arange(len(self.windows))
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
+        n = len(self.windows)
+        order = np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
+        if self.shuffle:
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+        return order
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B]:
         # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
         first = self._given if self._resumed else 0
         self._resumed = False
         (rank, world), n = self.part, len(self.windows)
-        starts = self.windows.starts[self.order(self._epoch)[rank : n - n % world : world]]
+        order = self.order(self._epoch) if self.shuffle else None
         for i in range(first, len(self)):
             self._given = i + 1
-            yield self.windows.gather(starts[i * self.batch_size : (i + 1) * self.batch_size])
+            mine = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, n // world)) * world + rank
+            yield self.windows.gather(mine if order is None else order[mine])
         self._epoch, self._given = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
