@@ -14,6 +14,7 @@ from manyheads.timeseries.models.embeddings import sinusoid
 from manyheads.timeseries.models.informer import informer, informer_stack
 from manyheads.timeseries.models.itransformer import itransformer
 from manyheads.timeseries.models.patchtst import patchtst
+from manyheads.timeseries.models.smamba import s_mamba
 
 SIZES = {"seq_len": 16, "pred_len": 4, "d_model": 8, "n_heads": 2, "d_ff": 8}
 COPIED = {"head_layout": "scrambled", "distil_padding": 2, "cross_attention": "prob", "embed_bias": False}
@@ -126,6 +127,7 @@ def test_an_unknown_dialect_is_refused():
         (lambda: official("autoformer"), "an Autoformer, not of Informer"),
         (lambda: official("patchtst"), "PatchTST, not of Informer"),
         (lambda: itransformer(**SIZES).state_dict(), "an iTransformer, not of Informer"),
+        (lambda: s_mamba(24, 8, 16).state_dict(), r"an S-Mamba \(.*\), not of Informer"),
         (lambda: {"parameter_projection.proj.0.weight": torch.zeros(1)}, "transformers"),
         (lambda: {"weight": torch.zeros(1)}, "no weights of Informer"),
         (dict, "no weights of Informer"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from manyheads.core.errors import DataError, UsageError
 from manyheads.timeseries.models.attention import AutoCorrelation
 from manyheads.timeseries.models.autoformer import Autoformer
+from manyheads.timeseries.models.blocks import check_fit
 from manyheads.timeseries.models.embeddings import sinusoid
 from manyheads.timeseries.models.informer import Informer
 from manyheads.timeseries.models.informer_layers import DecoderLayer, DistilLayer, EncoderLayer
@@ -52,6 +53,7 @@ DIALECTS: dict[type[nn.Module], dict[str, Switches]] = {
 _ORIGINS: tuple[tuple[tuple[str, ...], tuple[type[nn.Module] | None, tuple[str, ...], str]], ...] = (
     (("encoder.norm.layernorm.weight",), (Autoformer, ("autoformer", "library"), "an Autoformer")),
     (("patch_embedding.value_embedding.weight",), (PatchTST, ("library",), "the library's PatchTST")),
+    (("encoder.attn_layers.0.attention_r.A_log",), (None, (), "an S-Mamba (smamba.load_official_weights)")),
     (("enc_embedding.value_embedding.weight",), (None, (), "an iTransformer")),
     (("decoder.projection.weight",), (Informer, ("autoformer", "library"), "a copied Informer")),
     (("projection.weight", "decoder.norm.weight"), (Informer, ("informer",), "its authors' Informer")),
@@ -110,7 +112,7 @@ def load_weights(model: Loadable, state: Mapping[str, Tensor], dialect: str) -> 
         rest = {key.replace("decoder.projection.", "projection."): value for key, value in rest.items()}
     if dialect == "transformers":
         rest = {our_key(key): value for key, value in rest.items()}
-    _check_fit(model, rest)
+    check_fit(model, rest, name)
     model.load_state_dict(rest, strict=True)
 
 
@@ -172,17 +174,3 @@ def _check_table(key: str, table: Tensor) -> None:
         raise DataError(f"{key} is {list(table.shape)}, not [1, positions, width]")
     if not torch.allclose(table[0].float().cpu(), sinusoid(*table.shape[1:]), rtol=0, atol=1e-4):
         raise DataError(f"{key} is not the usual table of sinusoids")
-
-
-def _check_fit(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    faults = [f"no {key}" for key in own if key not in state]
-    faults += [f"{key} left over" for key in state if key not in own]
-    faults += [
-        f"{key} is {list(value.shape)}, not {list(own[key])}"
-        for key, value in state.items()
-        if key in own and tuple(value.shape) != own[key]
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise DataError(f"the weights do not fit this {type(model).__name__}: {'; '.join(faults[:3])}{more}")

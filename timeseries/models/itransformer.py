@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manyheads.core.errors import DataError
 from manyheads.timeseries.models.attention import ACTIVATIONS
-from manyheads.timeseries.models.blocks import check_choices, check_positive, check_transformer
+from manyheads.timeseries.models.blocks import check_choices, check_fit, check_positive, check_transformer
 from manyheads.timeseries.models.exogenous import Channels, check_extras
 from manyheads.timeseries.models.inverted import AttentionLayer, EncoderLayer, InvertedForecaster
 
@@ -92,7 +92,5 @@ def load_library_weights(model: InvertedForecaster, state: Mapping[str, Tensor])
         "projector." + key[len(head) :] if key.startswith(head) else key: value
         for key, value in state.items()
     }
-    try:
-        model.load_state_dict(renamed, strict=True)
-    except RuntimeError as error:
-        raise DataError(f"not a time-series library iTransformer of these sizes: {error}") from error
+    check_fit(model, renamed, "iTransformer")
+    model.load_state_dict(renamed)

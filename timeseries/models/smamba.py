@@ -13,7 +13,13 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.core.layers.mamba import Mamba
 from manyheads.core.ops.dropout import dropout
 from manyheads.timeseries.models.attention import ACTIVATIONS
-from manyheads.timeseries.models.blocks import Pointwise, check_choices, check_positive, check_transformer
+from manyheads.timeseries.models.blocks import (
+    Pointwise,
+    check_choices,
+    check_fit,
+    check_positive,
+    check_transformer,
+)
 from manyheads.timeseries.models.exogenous import Channels, check_extras
 from manyheads.timeseries.models.inverted import InvertedForecaster
 
@@ -133,7 +139,6 @@ def load_official_weights(model: InvertedForecaster, state: Mapping[str, Tensor]
     dead = tuple(
         f"encoder.attn_layers.{i}.{name}." for i in range(len(layers)) for name in ("man", "man2", "a")
     )
-    try:
-        model.load_state_dict({key: value for key, value in state.items() if not key.startswith(dead)})
-    except RuntimeError as error:
-        raise DataError(f"not an official S-Mamba of these sizes: {error}") from error
+    rest = {key: value for key, value in state.items() if not key.startswith(dead)}
+    check_fit(model, rest, "S-Mamba")
+    model.load_state_dict(rest)
