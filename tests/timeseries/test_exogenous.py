@@ -11,12 +11,14 @@ SIZES = {"d_model": 32, "n_heads": 2, "d_ff": 32, "dropout": 0.0}
 STEPS = {"label_len": 8, "enc_in": N, "factor": 3, "e_layers": 1, "d_layers": 1}
 MODELS = {
     "itransformer": {**SIZES, "e_layers": 1},
+    "iflowformer": {**SIZES, "e_layers": 1},
+    "s_mamba": {"d_model": 32, "d_state": 2, "d_ff": 32, "dropout": 0.0, "e_layers": 1},
     "informer": {**SIZES, **STEPS},
     "autoformer": {**SIZES, **STEPS, "moving_avg": 5},
     "dlinear": {"moving_avg": 5},
     "patchtst": {**SIZES, "e_layers": 1, "patch_len": 8, "stride": 4},
 }
-NORMS = ("itransformer", "patchtst")
+NORMS = ("itransformer", "iflowformer", "s_mamba", "patchtst")
 ROLES = {"past": (L, 2), "future": (L + P, 2), "static": (2,)}
 TWO = {"past": 2, "future": 2, "static": 2}
 
