@@ -347,17 +347,10 @@ def autoformer(
     tail, c_out = (d_ff, moving_avg, dropout, activation), enc_in * outputs
     encoder = [EncoderLayer(attention(), d_model, *tail) for _ in range(e_layers)]
     decoder = [DecoderLayer(attention(), attention(), d_model, c_out, *tail) for _ in range(d_layers)]
-    return Autoformer(
-        embedding(channels.total),
-        embedding(channels.total),
-        Encoder(encoder, d_model),
-        Decoder(decoder, d_model, c_out),
-        moving_avg,
-        label_len,
-        pred_len,
-        channels,
-        outputs,
-    )
+    lengths = (moving_avg, label_len, pred_len)
+    embeddings = (embedding(channels.total), embedding(channels.total))
+    parts = (Encoder(encoder, d_model), Decoder(decoder, d_model, c_out))
+    return Autoformer(*embeddings, *parts, *lengths, channels, outputs)
 
 
 def _check(given: dict[str, Any]) -> None:
