@@ -203,7 +203,7 @@ class NegativeBinomial:
                 break
             low, high = torch.where(below, high, low), torch.where(below, 2 * high + 1, high)
         while bool((high - low > 1).any()):
-            middle = ((low + high) / 2).floor()
+            middle = ((low + high) / 2).ceil()  # where that is high already, it stays
             below = betainc(n, middle + 1, fail, succeed) < wanted
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return high.to(self.logits.dtype)

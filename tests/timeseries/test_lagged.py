@@ -302,6 +302,7 @@ def test_dropped_attention_weights_have_the_right_mean():
     [
         ("informer_lagged", {"lags": [0, 1]}, "1 or more each"),
         ("informer_lagged", {"lags": [40]}, "no context"),
+        ("informer_lagged", {"lags": "1,day"}, r"not \[1, 0\]"),
         ("informer_lagged", {"dec_heads": 3}, "does not divide"),
         ("informer_lagged", {"scaling": "max"}, "no scaling 'max'"),
         ("informer_lagged", {"compat": "hf"}, "no compat 'hf'"),

@@ -65,6 +65,7 @@ _ORIGINS: tuple[tuple[tuple[str, ...], tuple[type[nn.Module] | None, tuple[str, 
         ("parameter_projection.proj.0.weight", "model.decoder.value_embedding.value_projection.weight"),
         (LaggedInformer, ("transformers",), "transformers' Informer (informer_lagged)"),
     ),
+    (("parameter_projection.proj.0.weight",), (None, (), "another forecaster of transformers")),
 )
 # How the transformers library's keys begin, and ours.
 _TRANSFORMERS = (
@@ -129,10 +130,11 @@ def _check_origin(wanted: type[nn.Module], state: Mapping[str, Tensor], dialect:
     if not fitting:
         raise DataError(f"these are no weights of {wanted.__name__} in any dialect that is known here")
     found, dialects, called = fitting[0]
+    fits = " or ".join(f'"{each}"' for each in dialects)
     if found is not wanted:
-        raise DataError(f"these are weights of {called}, not of {wanted.__name__}")
+        where = "" if found is None else f"; load them into {found.__name__} with the dialect {fits}"
+        raise DataError(f"these are weights of {called}, not of {wanted.__name__}{where}")
     if dialect not in dialects:
-        fits = " or ".join(f'"{each}"' for each in dialects)
         raise DataError(f'these are weights of {called}: the dialect that fits is {fits}, not "{dialect}"')
 
 

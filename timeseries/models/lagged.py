@@ -124,7 +124,7 @@ class Frame:
             given["seq_len"],
             given["pred_len"],
             given["enc_in"],
-            tuple(range(1, 8) if given["lags"] is None else given["lags"]),
+            _read_lags(given["lags"]),
             marks,
             given["future"],
             given["static"],
@@ -166,6 +166,12 @@ class Frame:
                 f"{model}: {len(self.embedding_dims)} embedding_dims for "
                 f"{len(self.static_categories)} static_categories"
             )
+
+
+def _read_lags(lags: str | Sequence[int] | None) -> tuple[int, ...]:
+    if isinstance(lags, str):  # what is no number is refused with the others
+        return tuple(int(each) if each.strip().isdecimal() else 0 for each in lags.split(","))
+    return tuple(range(1, 8) if lags is None else lags)
 
 
 def scale_window(values: Tensor, observed: Tensor, scaling: str, shared: bool) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def autoformer_lagged(
     seq_len: int,
     pred_len: int,
     enc_in: int = 1,
-    lags: list[int] | None = None,
+    lags: str | list[int] | None = None,
     freq: str = "h",
     time_features: int | None = None,
     future: int = 0,

@@ -225,7 +225,7 @@ def informer_lagged(
     seq_len: int,
     pred_len: int,
     enc_in: int = 1,
-    lags: list[int] | None = None,
+    lags: str | list[int] | None = None,
     freq: str = "h",
     time_features: int | None = None,
     future: int = 0,
@@ -258,7 +258,7 @@ def informer_lagged(
     Args:
         seq_len, pred_len: Steps of history (the longest lag, then the encoder's context), and to forecast.
         enc_in: Variates, forecast together.
-        lags: How many steps before each step a token looks; 1 to 7 if None.
+        lags: How many steps before each step a token looks, as "1,2,24" or a list; 1 to 7 if None.
         freq, time_features: The data's frequency, or how many calendar features there are.
         future, static, static_categories: Known covariates, static ones, values of each categorical one.
         embedding_dims: Widths of the categories' embeddings; half of the values, 50 at most, if None.
