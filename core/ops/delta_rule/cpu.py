@@ -176,12 +176,12 @@ def _pull_back(
     return _pull_inside(chunks, inside, scale, dscores, dout @ before.mT, dkeys, dwhole, solved)
 
 
-def rows(q: Tensor, cu_seqlens: Tensor | None, size: int = SIZE) -> int:
+def rows(q: Tensor, cu_seqlens: Tensor | None) -> int:
     """Rows of the kept states: at least as many as there are chunks, without a look at cu_seqlens' values."""
     batch, length = q.shape[:2]
     if cu_seqlens is not None:
-        return length // size + cu_seqlens.shape[0]
-    return batch * -(-length // size)
+        return length // SIZE + cu_seqlens.shape[0] - 1
+    return batch * -(-length // SIZE)
 
 
 def _chunks(cut: Layout, given: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

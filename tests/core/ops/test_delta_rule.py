@@ -67,9 +67,10 @@ def test_equal_keys():
     torch.testing.assert_close(out, v, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("key", [16, 3])
 @pytest.mark.parametrize("bounds", [[0, 63, 63, 64, 197, 200], [0, 200], [0, 32, 64, 200]])
-def test_packed(bounds, delta_inputs):
-    q, k, v, beta, decay, state = delta_inputs(1, 200, 2, 16, 8, states=len(bounds) - 1)
+def test_packed(bounds, key, delta_inputs):
+    q, k, v, beta, decay, state = delta_inputs(1, 200, 2, key, 8, states=len(bounds) - 1)
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     with nan_filled_empties():
         assert_accurate(
