@@ -53,9 +53,9 @@ def forecast(model: nn.Module, batch: Batch, levels: Sequence[float] = ()) -> Fo
     """
     check_levels(levels)
     if isinstance(model, Probabilistic):
-        _check_known(levels, model.levels)
+        check_known(levels, model.levels)
         return model.predict(batch, levels)
-    _check_known(levels, ())
+    check_known(levels, ())
     return Forecast(model(batch["x"], batch["x_mark"], batch["y_mark"]), None)
 
 
@@ -88,8 +88,16 @@ def check_levels(levels: Sequence[float], name: str = "quantiles") -> None:
             raise UsageError(f"{name} out of order: {after} after {before}; give them rising, each once")
 
 
-def _check_known(levels: Sequence[float], known: tuple[float, ...] | None) -> None:
-    """Refuse levels that a model has not."""
+def check_known(levels: Sequence[float], known: tuple[float, ...] | None) -> None:
+    """Refuse levels that a model has not.
+
+    Args:
+        levels: What was asked for.
+        known: What the model has; None for any.
+
+    Raises:
+        UsageError: The first that it has not.
+    """
     unknown = [level for level in levels if known is not None and level not in known]
     if unknown:
         there = f"has the quantiles {', '.join(map(str, known))}" if known else "has no quantiles"

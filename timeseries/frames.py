@@ -134,14 +134,24 @@ def one_value(cells: Cells, column: str, where: Where) -> Cells:
     return cells[known[:1]]
 
 
-def _series_rows(table: pa.Table, layout: Layout, stem: str, where: Where) -> Iterator[tuple[str, Rows]]:
-    """Yield each series' id and rows, in order of first appearance."""
-    if layout.id is None:
+def series_rows(table: pa.Table, column: str | None, stem: str, where: Where) -> Iterator[tuple[str, Rows]]:
+    """Yield each series' id and rows, in order of first appearance.
+
+    Args:
+        table: The table.
+        column: Its id column; without one it is one series.
+        stem: The id of that.
+        where: Names a row.
+
+    Raises:
+        DataError: A row has no id.
+    """
+    if column is None:
         yield stem, slice(0, len(table))
         return
-    coded = tables.parse_ids(table[layout.id])
+    coded = tables.parse_ids(table[column])
     if len(coded) and coded.codes.min() < 0:
-        raise DataError(f"{where(int(coded.codes.argmin()))}: no id in column {layout.id!r}")
+        raise DataError(f"{where(int(coded.codes.argmin()))}: no id in column {column!r}")
     begins = np.flatnonzero(np.diff(coded.codes, prepend=-1))
     if len(begins) == len(coded.values):  # each stands together: no index is needed
         for name, first, end in zip(coded.values, begins, [*begins[1:], len(coded)], strict=True):
@@ -196,7 +206,7 @@ def read(
     cells = {c: tables.parse_cells(table[c], c, where, c in layout.categorical) for c in layout.covariates}
     whole = values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
     found: list[Series] = []
-    for ident, rows in _series_rows(table, layout, stem, where):
+    for ident, rows in series_rows(table, layout.id, stem, where):
         each = _one(ident, rows, ds, whole, cells, layout, freq, missing, where)
         if found and each.freq != found[0].freq:
             raise DataError(

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from manyheads.core import predictor as core
-from manyheads.core.errors import BadRecord, DataError, UsageError
-from manyheads.timeseries import sources
-from manyheads.timeseries.calendar import Times, future, time_features
-from manyheads.timeseries.frames import check_missing
+from manyheads.core.errors import UsageError
+from manyheads.timeseries import samples, sources
+from manyheads.timeseries.calendar import Times
+from manyheads.timeseries.calls import Probabilistic, check_known, check_levels, forecast
 from manyheads.timeseries.preprocessing import Preprocessing
 from manyheads.timeseries.readers import stem_of
+from manyheads.timeseries.samples import Group, Record, Sample
 from manyheads.timeseries.sources import File, Run
-from manyheads.timeseries.windows import fill_gaps
+from manyheads.timeseries.tails import open_ahead
+from manyheads.timeseries.windows import Batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from manyheads.core.hub import ModelConfig
 
 Row = core.Row
+DISTRIBUTION_LEVELS = (0.1, 0.5, 0.9)  # of a model that has any
 
 
 @dataclass(frozen=True)
@@ -40,80 +43,52 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One series, or the columns forecast jointly, as far as the model needs it.
-
-    Args:
-        id: The series' id, or a wide file's name.
-        names: The `unique_id` of each column's rows.
-        file: Where it was read.
-        tail: The last rows, or what is wrong with them.
-    """
-
-    id: str
-    names: tuple[str, ...]
-    file: File
-    tail: sources.Tail | DataError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record ready for the model.
-
-    Shape:
-        x `[L, N]` scaled, x_mark `[L, M]`, y_mark `[P, M]`, mean and scale `[N]`, ds `[P]` to forecast.
-    """
-
-    x: Tensor
-    x_mark: Tensor
-    y_mark: Tensor
-    mean: Tensor
-    scale: Tensor
-    ds: Times
-
-
-@dataclass(frozen=True)
-class Group:
-    """Samples of one number of columns, stacked, and their positions in the batch."""
-
-    positions: tuple[int, ...]
-    x: Tensor  # [B, L, N]
-    x_mark: Tensor  # [B, L, M]
-    y_mark: Tensor  # [B, P, M]
-    mean: Tensor  # [B, 1, N]
-    scale: Tensor  # [B, 1, N]
-    ds: tuple[Times, ...]
-
-
-@dataclass(frozen=True)
-class Forecast:
+class Output:
     """One record's forecast in its own units.
 
     Shape:
-        ds `[P]`, values `[P, N]`.
+        ds `[P]`, point `[P, N]`, quantiles `[P, N, Q]`.
     """
 
     ds: Times
-    values: NDArray[np.float64]
+    point: NDArray[np.float64]
+    quantiles: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WithFuture:
+    """A source, and the future covariates of its series in a table of their own."""
+
+    source: core.Source
+    future: core.Source
 
 
 class Predictor:
-    """Forecasts series of CSV or parquet files, or of a DataFrame; long, wide or panel.
+    """Forecasts series of CSV or parquet files, or of a DataFrame; long, wide or panel, with covariates.
 
     Args:
-        model: Takes `x [B, L, N], x_mark [B, L, M], y_mark [B, P, M]`, returns `[B, P, N]`.
+        model: Any forecasting module of the catalogue.
         preprocessing: How the train data were treated.
+        quantiles: Levels of the quantiles to give, rising; None takes those that the model has, and of a
+            distribution 0.1, 0.5 and 0.9.
+
+    Raises:
+        UsageError: The levels are out of order, or the model has not got one of them.
     """
 
     batch_size = 64
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, quantiles: Sequence[float] | None = None
+    ) -> None:
         self.model, self.preprocessing = model.eval(), preprocessing
+        self.quantiles = levels_of(model, quantiles)
 
     @property
     def columns(self) -> Mapping[str, str]:
         """The columns of a row and their Arrow types."""
-        return {"unique_id": "string", "ds": "timestamp[us]", "yhat": "double"}
+        fixed = {"unique_id": "string", "ds": "timestamp[us]", "yhat": "double"}
+        return fixed | {f"yhat_q{level}": "double" for level in self.quantiles}
 
     @classmethod
     def from_folder(cls, model: nn.Module, config: ModelConfig) -> Predictor:
@@ -124,20 +99,46 @@ class Predictor:
         """
         return cls(model, Preprocessing.from_json(config.preprocessing))
 
-    def predict(self, source: core.Source) -> pd.DataFrame:
+    def predict(
+        self,
+        source: core.Source,
+        future: core.Source = None,
+        horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+    ) -> pd.DataFrame:
         """Forecast a whole source in memory.
+
+        Args:
+            source: Path of a CSV or parquet file, several paths, or a DataFrame.
+            future: The future covariates of the horizon, as a table of their own; without it the rows at each
+                series' end that have no target hold them.
+            horizon: How many steps to return; as many as the model has if not given.
+            quantiles: Levels of the quantiles to give, rising, in place of the predictor's.
 
         Raises:
             DataError: What is wrong with the source or a record.
+            UsageError: The horizon is longer than the model's, or it has not got the quantiles.
 
         Example:
             >>> manyheads.load("quickstart/model").predict("file.csv")
         """
-        return core.predict(self, source)
+        most = self.preprocessing.pred_len
+        if horizon is not None and not 1 <= horizon <= most:
+            raise UsageError(f"horizon {horizon}: the model was trained to forecast 1 to {most} steps")
+        of = self if quantiles is None else Predictor(self.model, self.preprocessing, quantiles)
+        rows = core.predict(of, source if future is None else WithFuture(source, future))
+        if horizon is None or horizon == most:
+            return rows
+        return rows[rows.index % most < horizon].reset_index(drop=True)
 
     def _files(self, source: core.Source) -> list[File]:
         import pandas as pd
 
+        if isinstance(source, WithFuture):
+            return [
+                replace(file, ahead=open_ahead(source.future, file.layout))
+                for file in self._files(source.source)
+            ]
         named = self.preprocessing.named
         if isinstance(source, pd.DataFrame):
             return [sources.open_frame(source, **named)]
@@ -188,9 +189,9 @@ class Predictor:
         for i, places in groupby(shard.runs, key=lambda place: place[0]):
             file = shard.files[i]
             runs = [run for _, run in places]
-            for run, tail in sources.read_runs(file, runs, of.seq_len, of.freq):
+            for run, tail in sources.read_runs(file, runs, of.seq_len, of.pred_len, of.freq):
                 name = f"{file.prefix}{run.id}" if file.layout.id else run.id
-                yield Record(name, self._names(file, name), file, tail)
+                yield Record(name, run.id, self._names(file, name), file, tail)
 
     @staticmethod
     def _names(file: File, name: str) -> tuple[str, ...]:
@@ -201,98 +202,64 @@ class Predictor:
         return (name,) if len(targets) == 1 else tuple(f"{name}/{target}" for target in targets)
 
     def prepare(self, record: Record) -> Sample:
-        """Check and scale a record's context window.
+        """Check a record's context window, and make the model's inputs of it.
 
         Raises:
             BadRecord: Too short, a value missing, a cell that is no number, timestamps out of order or of
-                another frequency (names the row), or not the columns that the model is built for.
+                another frequency, an unknown category (names the row), a future that does not reach to the
+                horizon's end, or not the columns that the model is built for.
         """
-        of, tail, targets = self.preprocessing, record.tail, record.file.layout.targets
-        if isinstance(tail, DataError):
-            raise BadRecord(str(tail))
-        if tail.rows < of.seq_len:
-            raise BadRecord(f"{record.file.name}: too short, {tail.rows} rows; the model needs {of.seq_len}")
-        self._check_columns(record)
-        self._check_missing(record, tail)
-        mean, scale = of.scaler.for_columns(targets, tail.values)
-        scaled = torch.from_numpy((tail.values - mean) / scale).float()
-        ahead = future(tail.ds[-1], of.pred_len, of.freq)
-        return Sample(
-            fill_gaps(scaled[None])[0],
-            torch.from_numpy(time_features(tail.ds, of.freq)),
-            torch.from_numpy(time_features(ahead, of.freq)),
-            torch.from_numpy(mean),
-            torch.from_numpy(scale),
-            ahead,
-        )
+        return samples.prepare(record, self.preprocessing, getattr(self.model, "variates", None))
 
-    def _check_columns(self, record: Record) -> None:
-        """Refuse columns that a model of a fixed number of variates, in their order, was not trained on."""
-        variates, known = getattr(self.model, "variates", None), self.preprocessing.columns
-        targets = record.file.layout.targets
-        if variates is None or (len(targets) == 1 and variates == 1) or tuple(targets) == known:
-            return
-        raise BadRecord(
-            f"{record.file.name}: this model takes the columns that it was trained on, in their order: "
-            f"{', '.join(known)}; not {', '.join(targets)}"
-        )
-
-    def _check_missing(self, record: Record, tail: sources.Tail) -> None:
-        """Refuse missing values, or where they are masked, columns of which nothing is known."""
-        targets = record.file.layout.targets
-        if self.preprocessing.missing == "refuse":
-            try:
-                check_missing(tail.values, targets, lambda i: record.file.where(tail.first + i))
-            except DataError as error:
-                raise BadRecord(str(error)) from None
-        known = np.isin(targets, self.preprocessing.scaler.columns)
-        empty = np.asarray(np.isnan(tail.values).all(axis=0))
-        if empty.all() or (empty & ~known).any():
-            column = targets[int((empty & ~known).argmax())]
-            raise BadRecord(
-                f"{record.file.name}: column {column!r} has no value in the last {len(tail.ds)} rows"
-            )
-
-    def collate(self, samples: Sequence[Sample]) -> list[Group]:
+    def collate(self, records: Sequence[Sample]) -> list[Group]:
         """Stack samples; those with another number of columns form another group."""
-        sizes = sorted({sample.x.shape[1] for sample in samples})
-        return [self._group(samples, [i for i, s in enumerate(samples) if s.x.shape[1] == n]) for n in sizes]
+        return samples.collate(records)
 
-    @staticmethod
-    def _group(samples: Sequence[Sample], positions: list[int]) -> Group:
-        of = [samples[i] for i in positions]
-        return Group(
-            tuple(positions),
-            torch.stack([s.x for s in of]),
-            torch.stack([s.x_mark for s in of]),
-            torch.stack([s.y_mark for s in of]),
-            torch.stack([s.mean for s in of])[:, None],
-            torch.stack([s.scale for s in of])[:, None],
-            tuple(s.ds for s in of),
-        )
-
-    def forward(self, batch: list[Group]) -> list[Forecast]:
+    def forward(self, batch: list[Group]) -> list[Output]:
         """Run the model, and return to the records' own units in float64."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        found: dict[int, Forecast] = {}
-        with torch.inference_mode():
-            for group in batch:
-                inputs = (t.to(device) for t in (group.x, group.x_mark, group.y_mark))
-                values = self.model(*inputs).double().cpu() * group.scale + group.mean  # [B, P, N]
-                for i, ds, value in zip(group.positions, group.ds, values.numpy(), strict=True):
-                    found[i] = Forecast(ds, value)
+        found: dict[int, Output] = {}
+        for group in batch:
+            inputs = {key: value.to(device) for key, value in group.inputs.items()}
+            y = inputs["x"].new_full((*inputs["y_mark"].shape[:2], group.mean.shape[-1]), float("nan"))
+            with torch.inference_mode():
+                made = forecast(self.model, cast(Batch, {**inputs, "y": y}), self.quantiles)
+            point = made.point.double().cpu() * group.scale + group.mean  # [B, P, N]
+            spread = point[..., None][..., :0]
+            if made.quantiles is not None:
+                scale, mean = group.scale[..., None], group.mean[..., None]
+                spread = made.quantiles.double().cpu() * scale + mean  # [B, P, N, Q]
+            for i, ds, *values in zip(group.positions, group.ds, point.numpy(), spread.numpy(), strict=True):
+                found[i] = Output(ds, *values)
         return [found[i] for i in sorted(found)]
 
-    def rows(self, outputs: list[Forecast], records: Sequence[Record]) -> list[Row]:
-        """Make rows `unique_id, ds, yhat` in original units, series by series.
+    def rows(self, outputs: list[Output], records: Sequence[Record]) -> list[Row]:
+        """Make rows `unique_id, ds, yhat`, and a column a quantile, in original units, series by series.
 
         `unique_id` is a wide file's column name, a long file's id, or `id/column` where an id has several
         targets; `name/` stands before it when several files are given. A column that the train data had is
         scaled by the train rows' statistics; any other by those of its own context window.
         """
+        names = list(self.columns)
         return [
-            {"unique_id": name, "ds": ds, "yhat": yhat}
+            dict(zip(names, (name, ds, yhat, *spread), strict=True))
             for output, record in zip(outputs, records, strict=True)
-            for name, values in zip(record.names, output.values.T.tolist(), strict=True)
-            for ds, yhat in zip(output.ds.tolist(), values, strict=True)
+            for j, name in enumerate(record.names)
+            for ds, yhat, spread in zip(
+                output.ds.tolist(), output.point[:, j].tolist(), output.quantiles[:, j].tolist(), strict=True
+            )
         ]
+
+
+def levels_of(model: nn.Module, wanted: Sequence[float] | None) -> tuple[float, ...]:
+    """Return the quantiles that a model is asked for: those wanted, or those that it has.
+
+    Raises:
+        UsageError: The levels are out of order, or the model has not got one of them.
+    """
+    known = model.levels if isinstance(model, Probabilistic) else ()
+    if wanted is None:
+        return DISTRIBUTION_LEVELS if known is None else known
+    check_levels(wanted)
+    check_known(wanted, known)
+    return tuple(wanted)

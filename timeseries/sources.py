@@ -6,7 +6,7 @@ can be read at its place without reading the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -17,9 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.core.errors import DataError
-from manyheads.timeseries import tables
-from manyheads.timeseries.calendar import Times
-from manyheads.timeseries.frames import check_times
 from manyheads.timeseries.layout import ColumnNames, Layout, find_layout
 from manyheads.timeseries.readers import (
     column_names,
@@ -30,7 +27,7 @@ from manyheads.timeseries.readers import (
     refusing_broken,
     stem_of,
 )
-from manyheads.timeseries.tables import Where
+from manyheads.timeseries.tails import Ahead, Tail, read_tail
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +49,7 @@ class File:
         stem: The id of a wide file's record.
         prefix: What stands before ids, so that those of several files differ.
         table: The table in memory.
+        ahead: Future covariates from a second table.
     """
 
     name: str
@@ -61,6 +59,7 @@ class File:
     stem: str
     prefix: str = ""
     table: pa.Table | None = None
+    ahead: Ahead | None = None
 
     def where(self, row: int) -> str:
         """Name a data row to the user: the line of a CSV, else the row counted from 0."""
@@ -76,16 +75,6 @@ class Run:
     end: int | None = None
     start_byte: int = 0
     end_byte: int | None = None
-
-
-@dataclass(frozen=True)
-class Tail:
-    """A record's last rows, as far as a model needs them; `rows` counts all."""
-
-    ds: Times
-    values: NDArray[np.float64]
-    first: int
-    rows: int
 
 
 def open_file(path: Path, prefix: str = "", **named: Unpack[ColumnNames]) -> File:
@@ -244,27 +233,36 @@ def index(file: File) -> list[Run]:
 
 
 def read_runs(
-    file: File, runs: Sequence[Run], keep: int, freq: str
+    file: File, runs: Sequence[Run], keep: int, ahead: int, freq: str
 ) -> Iterator[tuple[Run, Tail | DataError]]:
     """Read the last rows of records, in file order; the timestamps of all their rows are checked.
 
     Args:
         file: The file.
         runs: Records of it, in order.
-        keep: Rows to keep.
+        keep: Rows of history to keep.
+        ahead: Rows of the future to keep, where there are future covariates.
         freq: The frequency that timestamps must have.
 
     Yields:
         Each record's place with its last rows, or with what is wrong with it.
     """
-    wanted = (file.layout.time, *file.layout.targets)
+
+    def tail(run: Run, blocks: Iterable[pa.Table]) -> Tail | DataError:
+        try:
+            made = read_tail(file.layout, blocks, lambda i: file.where(run.first + i), keep, ahead, freq)
+            ident = f"{file.prefix}{run.id}" if file.layout.id else ""
+            return file.ahead.extend(made, ident, ahead, freq) if file.ahead else made
+        except DataError as error:
+            return error
+
     if file.kind == "csv":
         with open_csv(Path(file.name)) as stream:
             for run in runs:
-                yield run, _tail(file, run, _csv_blocks(file, stream, run, wanted), keep, freq)
+                yield run, tail(run, _csv_blocks(file, stream, run, file.layout.wanted))
         return
-    for k, pieces in groupby(_pieces(file, runs, wanted), key=itemgetter(0)):
-        yield runs[k], _tail(file, runs[k], (table for _, table in pieces), keep, freq)
+    for k, pieces in groupby(_pieces(file, runs, file.layout.wanted), key=itemgetter(0)):
+        yield runs[k], tail(runs[k], (table for _, table in pieces))
 
 
 def _pieces(file: File, runs: Sequence[Run], wanted: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
@@ -295,29 +293,3 @@ def _csv_blocks(file: File, stream: IO[bytes], run: Run, wanted: Sequence[str]) 
         table = parse_csv(block, file.name, file.names, wanted, row + 2)
         row += len(table)
         yield table
-
-
-def _tail(file: File, run: Run, blocks: Iterator[pa.Table], keep: int, freq: str) -> Tail | DataError:
-    """Check a record's timestamps, and keep its last rows."""
-    import pyarrow as pa
-
-    layout, rows, kept = file.layout, run.first, None
-    ds = np.zeros(0, "datetime64[us]")
-    try:
-        for table in blocks:
-            times = tables.parse_times(table[layout.time], layout.time, _shifted(file, rows))
-            check_times(np.concatenate([ds[-1:], times]), freq, _shifted(file, rows - min(len(ds), 1)))
-            ds, rows = np.concatenate([ds[-keep:], times]), rows + len(table)
-            kept = pa.concat_tables([kept.slice(max(0, len(kept) - keep)), table]) if kept else table
-        if kept is None:
-            raise DataError(f"{file.name}: a header and no rows")
-        ds, kept = ds[-keep:], kept.slice(max(0, len(kept) - keep))
-        first = rows - len(kept)
-        columns = [tables.parse_numbers(kept[c], c, _shifted(file, first)) for c in layout.targets]
-    except DataError as error:
-        return error
-    return Tail(ds, np.stack(columns, axis=1), first, rows - run.first)
-
-
-def _shifted(file: File, first: int) -> Where:
-    return lambda i: file.where(first + i)

@@ -62,6 +62,17 @@ def are_missing(cells: Cells) -> NDArray[np.bool_]:
     return cells.codes < 0 if isinstance(cells, Coded) else np.isnan(cells)
 
 
+def join(first: Cells, second: Cells) -> Cells:
+    """Put cells of one column under others of it."""
+    if isinstance(first, Coded) and isinstance(second, Coded):
+        values = tuple(dict.fromkeys(first.values + second.values))
+        codes = np.array([*(values.index(value) for value in second.values), -1], np.int32)
+        return Coded(np.concatenate([first.codes, codes[second.codes]]), values)
+    assert not isinstance(first, Coded)
+    assert not isinstance(second, Coded)
+    return np.concatenate([first, second])
+
+
 def _is_text(column: pa.ChunkedArray) -> bool:
     import pyarrow as pa
 

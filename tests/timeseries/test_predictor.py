@@ -24,6 +24,7 @@ from manyheads.timeseries import sources
 from manyheads.timeseries.calendar import feature_names, time_features
 from manyheads.timeseries.predictor import Predictor
 from manyheads.timeseries.preprocessing import Preprocessing
+from manyheads.timeseries.tails import Tail
 
 ETTH1 = Path(__file__).parents[2] / "timeseries" / "datasets" / "ETTh1.csv"
 L, P = 12, 4
@@ -162,8 +163,8 @@ def test_a_batch_equals_its_records_one_by_one(tmp_path: Path, name: str) -> Non
 WIDE = [("p", ("y", "z")), ("q", ("a", "b", "c", "d", "y")), ("r", ("y",)), ("s", ("m", "n"))]
 
 
-def tail(record: Any) -> sources.Tail:
-    assert isinstance(record.tail, sources.Tail)
+def tail(record: Any) -> Tail:
+    assert isinstance(record.tail, Tail)
     return record.tail
 
 
@@ -469,6 +470,7 @@ def test_the_predictor_imports_no_lightning(tmp_path: Path) -> None:
 import json, sys, torch
 from manyheads.timeseries.predictor import Predictor
 from manyheads.timeseries.preprocessing import Preprocessing
+from manyheads.timeseries.tails import Tail
 class Zero(torch.nn.Module):
     def forward(self, x, x_mark, y_mark):
         return x.new_zeros(len(x), y_mark.shape[1], x.shape[2])
