@@ -215,9 +215,8 @@ class LaggedInformer(nn.Module):
 
     def _spend_draws(self, draws: Draws) -> None:
         """Draw what the library draws for a decoder's pass that it makes before the first step, in vain."""
-        for layer in self.decoder.layers:
-            attend = layer.self_attn.attend
-            if isinstance(attend, LogSparseAttention) and attend.drawn:
+        for module in self.decoder.modules():
+            if isinstance(module, LogSparseAttention) and module.drawn:
                 torch.randint(0, 1, (1,), generator=draws.generator)
 
 
