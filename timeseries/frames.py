@@ -22,7 +22,6 @@ from manyheads.timeseries.tables import Cells, Coded, Missing, Where, are_missin
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 Rows: TypeAlias = slice | NDArray[np.int64]
 
@@ -134,7 +133,9 @@ def one_value(cells: Cells, column: str, where: Where) -> Cells:
     return cells[known[:1]]
 
 
-def series_rows(table: pa.Table, column: str | None, stem: str, where: Where) -> Iterator[tuple[str, Rows]]:
+def series_rows(
+    table: readers.Table, column: str | None, stem: str, where: Where
+) -> Iterator[tuple[str, Rows]]:
     """Yield each series' id and rows, in order of first appearance.
 
     Args:
@@ -152,7 +153,8 @@ def series_rows(table: pa.Table, column: str | None, stem: str, where: Where) ->
     coded = tables.parse_ids(table[column])
     if len(coded) and coded.codes.min() < 0:
         raise DataError(f"{where(int(coded.codes.argmin()))}: no id in column {column!r}")
-    begins = np.flatnonzero(np.diff(coded.codes, prepend=-1))
+    begins = np.flatnonzero(coded.codes[1:] != coded.codes[:-1]) + 1
+    begins = np.concatenate([np.zeros(min(1, len(coded)), np.int64), begins])
     if len(begins) == len(coded.values):  # each stands together: no index is needed
         for name, first, end in zip(coded.values, begins, [*begins[1:], len(coded)], strict=True):
             yield name, slice(int(first), int(end))
@@ -206,7 +208,10 @@ def read(
     cells = {c: tables.parse_cells(table[c], c, where, c in layout.categorical) for c in layout.covariates}
     whole = values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
     found: list[Series] = []
-    for ident, rows in series_rows(table, layout.id, stem, where):
+    places = list(series_rows(table, layout.id, stem, where))
+    del values, table
+    readers.release()
+    for ident, rows in places:
         each = _one(ident, rows, ds, whole, cells, layout, freq, missing, where)
         if found and each.freq != found[0].freq:
             raise DataError(

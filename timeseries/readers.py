@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, cast
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias, cast
 
 from manyheads.core.errors import DataError
 
@@ -136,7 +136,35 @@ def refusing_broken(name: str | Path) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
-def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) -> tuple[pa.Table, str]:
+class Parquet:
+    """A parquet file as a table whose columns are read when they are asked for: one is held at a time.
+
+    Args:
+        path: The file.
+        coded: Columns that hold few different texts: each text is held once.
+    """
+
+    def __init__(self, path: Path, coded: Sequence[str] = ()) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        texts = pa.string(), pa.large_string()
+        types = {field.name: field.type for field in pq.read_schema(path)}
+        self._path = path
+        self._file = pq.ParquetFile(path, read_dictionary=[name for name in coded if types[name] in texts])
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        with refusing_broken(self._path):
+            return self._file.read([column])[column]
+
+
+Table: TypeAlias = "pa.Table | Parquet"
+
+
+def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) -> tuple[Table, str]:
     """Read columns of a whole file; returns its table, and "line" or "row" as its rows are to be named.
 
     Args:
@@ -147,18 +175,9 @@ def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) ->
     Raises:
         DataError: The file cannot be read, or has no rows.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with refusing_broken(path):
         if kind_of(path) == "parquet":
-            types = pq.read_schema(path).field
-            texts = [
-                c
-                for c in coded
-                if pa.types.is_string(types(c).type) or pa.types.is_large_string(types(c).type)
-            ]
-            return pq.read_table(path, columns=list(columns), read_dictionary=texts), "row"
+            return Parquet(path, coded), "row"
         with open_csv(path) as stream:
             data = stream.read()
     data = data.rstrip(b"\r\n")
@@ -166,6 +185,13 @@ def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) ->
     if not rows:
         raise DataError(f"{path}: a header and no rows")
     return parse_csv(rows, str(path), names, columns), "line"
+
+
+def release() -> None:
+    """Give back what pyarrow holds for reuse: on a large file that is as much as its columns."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
 
 
 def from_pandas(frame: pd.DataFrame) -> pa.Table:

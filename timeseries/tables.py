@@ -131,6 +131,8 @@ def _coded(column: pa.ChunkedArray, clean: Callable[[str], str]) -> Coded:
     coded = column.unify_dictionaries().combine_chunks()
     texts = [clean(text or "") for text in pc.cast(coded.dictionary, pa.large_string()).to_pylist()]
     values = tuple(text for text in dict.fromkeys(texts) if text)
+    if list(values) == texts:
+        return Coded(coded.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False), values)
     number = {text: i for i, text in enumerate(values)}
     codes = np.array([*(number.get(text, -1) for text in texts), -1], np.int32)  # the last one is for null
     return Coded(codes[coded.indices.fill_null(len(texts)).to_numpy()], values)
@@ -248,4 +250,4 @@ def parse_times(column: pa.ChunkedArray, name: str, where: Where) -> Times:
         raise DataError(
             f"{named(0)}: {column.type} cells are not dates; write them as in 2016-12-31 23:00:00"
         )
-    return pc.cast(column, pa.timestamp("us"), safe=False).to_numpy().astype("datetime64[us]")
+    return pc.cast(column, pa.timestamp("us"), safe=False).to_numpy().astype("datetime64[us]", copy=False)
