@@ -12,6 +12,13 @@ TASKS: tuple[Task, ...] = (
         data="manyheads.timeseries.data:ForecastData",
         predictor="manyheads.timeseries.predictor:Predictor",
     ),
+    Task(
+        name="classification",
+        summary="which class a series is of",
+        training="manyheads.timeseries.classification.task:Classifier",
+        data="manyheads.timeseries.classification.data:LabelledData",
+        predictor="manyheads.timeseries.classification.predictor:Predictor",
+    ),
 )
 
 MODELS: tuple[Entry, ...] = (
@@ -122,5 +129,14 @@ MODELS: tuple[Entry, ...] = (
         paper="",
         licence="Apache-2.0",
         summary="The last season, repeated; no parameters",
+    ),
+    Entry(
+        name="classifier",
+        domain="timeseries",
+        task="classification",
+        builder="manyheads.timeseries.models.classifier:classifier",
+        paper="arXiv 2210.02186",
+        licence="Apache-2.0",
+        summary="The encoder of a forecaster under a classifier of series (`fit --task classification`)",
     ),
 )

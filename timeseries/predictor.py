@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,13 +14,13 @@ from torch import nn
 
 from manyheads.core import predictor as core
 from manyheads.core.errors import UsageError
-from manyheads.timeseries import samples, sources
+from manyheads.timeseries import inputs, samples, sources
 from manyheads.timeseries.calendar import Times
 from manyheads.timeseries.calls import Probabilistic, check_known, check_levels, forecast
+from manyheads.timeseries.inputs import Shard
 from manyheads.timeseries.preprocessing import Preprocessing
-from manyheads.timeseries.readers import stem_of
 from manyheads.timeseries.samples import Group, Record, Sample
-from manyheads.timeseries.sources import File, Run
+from manyheads.timeseries.sources import File
 from manyheads.timeseries.tails import open_ahead
 from manyheads.timeseries.windows import Batch
 
@@ -32,14 +31,6 @@ if TYPE_CHECKING:
 
 Row = core.Row
 DISTRIBUTION_LEVELS = (0.1, 0.5, 0.9)  # of a model that has any
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Some records of one source, by their places; each run goes with the number of its file."""
-
-    files: tuple[File, ...]
-    runs: tuple[tuple[int, Run], ...]
 
 
 @dataclass(frozen=True)
@@ -132,39 +123,20 @@ class Predictor:
         return rows[rows.index % most < horizon].reset_index(drop=True)
 
     def _files(self, source: core.Source) -> list[File]:
-        import pandas as pd
-
         if isinstance(source, WithFuture):
             return [
                 replace(file, ahead=open_ahead(source.future, file.layout))
                 for file in self._files(source.source)
             ]
         named = self.preprocessing.named
-        if isinstance(source, pd.DataFrame):
-            return [sources.open_frame(source, **named)]
-        if isinstance(source, str | Path):
-            return [sources.open_file(Path(source), **named)]
-        if not isinstance(source, Sequence) or not all(isinstance(each, str | Path) for each in source):
-            raise UsageError("a source is a CSV or parquet path, a list of such paths, or a DataFrame")
-        paths = [Path(each) for each in source]
-        stems: dict[str, Path] = {}
-        for path in paths:
-            stem = stem_of(path)
-            if stem in stems:
-                raise UsageError(
-                    f"{stems[stem]} and {path} have one name, so ids would not differ; rename one"
-                )
-            stems[stem] = path
-        prefixes = [f"{stem}/" if len(paths) > 1 else "" for stem in stems]
-        return [
-            sources.open_file(path, prefix, **named) for path, prefix in zip(paths, prefixes, strict=True)
-        ]
+        return inputs.open_all(
+            source,
+            lambda path, prefix: sources.open_file(path, prefix, **named),
+            lambda frame: sources.open_frame(frame, **named),
+        )
 
     def shards(self, source: core.Source, size: int) -> list[Shard]:
         """Cut a source into shards of `size` records, in order.
-
-        A long file's ids are read once, to find where each series lies; its rows must stand together. A gzip
-        CSV has no places to go to: each shard decompresses what lies before it; parquet serves large files.
 
         Args:
             source: Path of a CSV or parquet file, several paths, or a DataFrame.
@@ -173,15 +145,7 @@ class Predictor:
         Raises:
             DataError: A file or its columns cannot be used, or a series stands in two places.
         """
-        files = tuple(self._files(source))
-        runs = [(i, run) for i, file in enumerate(files) for run in sources.index(file)]
-        return [self._shard(files, runs[i : i + size]) for i in range(0, len(runs), size)]
-
-    @staticmethod
-    def _shard(files: Sequence[File], runs: Sequence[tuple[int, Run]]) -> Shard:
-        """Make a shard that holds its own files alone, for it is sent to worker processes."""
-        number = {i: k for k, i in enumerate(dict.fromkeys(i for i, _ in runs))}
-        return Shard(tuple(files[i] for i in number), tuple((number[i], run) for i, run in runs))
+        return inputs.cut(self._files(source), size)
 
     def read(self, shard: Shard) -> Iterator[Record]:
         """Stream a shard's records, each with the rows that the model needs."""

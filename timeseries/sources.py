@@ -256,13 +256,30 @@ def read_runs(
         except DataError as error:
             return error
 
+    for run, blocks in read_blocks(file, runs, file.layout.wanted):
+        yield run, tail(run, blocks)
+
+
+def read_blocks(
+    file: File, runs: Sequence[Run], columns: Sequence[str]
+) -> Iterator[tuple[Run, Iterator[pa.Table]]]:
+    """Read columns of records, in file order.
+
+    Args:
+        file: The file.
+        runs: Records of it, in order.
+        columns: The columns to read.
+
+    Yields:
+        Each record's place with its rows, block by block, to be read before the next record's.
+    """
     if file.kind == "csv":
         with open_csv(Path(file.name)) as stream:
             for run in runs:
-                yield run, tail(run, _csv_blocks(file, stream, run, file.layout.wanted))
+                yield run, _csv_blocks(file, stream, run, columns)
         return
-    for k, pieces in groupby(_pieces(file, runs, file.layout.wanted), key=itemgetter(0)):
-        yield runs[k], tail(runs[k], (table for _, table in pieces))
+    for k, pieces in groupby(_pieces(file, runs, columns), key=itemgetter(0)):
+        yield runs[k], (table for _, table in pieces)
 
 
 def _pieces(file: File, runs: Sequence[Run], wanted: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -138,20 +138,20 @@ class Windows:
         return batch
 
 
-B = TypeVar("B", covariant=True)
+B_co = TypeVar("B_co", covariant=True)
 
 
-class Source(Protocol[B]):
+class Source(Protocol[B_co]):
     """Numbered samples, such as `Windows`."""
 
     def __len__(self) -> int:
         """How many samples there are."""
 
-    def gather(self, indices: NDArray[np.integer]) -> B:
+    def gather(self, indices: NDArray[np.integer]) -> B_co:
         """Return some of them as a batch."""
 
 
-class WindowLoader(Generic[B]):
+class WindowLoader(Generic[B_co]):
     """Batches of windows, made in this process; the order depends on (seed, epoch) alone.
 
     Lightning sets the epoch (it looks for `sampler.set_epoch`) and stores `state_dict` in its checkpoints, so
@@ -175,7 +175,7 @@ class WindowLoader(Generic[B]):
 
     def __init__(
         self,
-        windows: Source[B],
+        windows: Source[B_co],
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
@@ -187,7 +187,7 @@ class WindowLoader(Generic[B]):
         self._epoch, self._given, self._resumed = 0, 0, False
 
     @property
-    def sampler(self) -> WindowLoader[B]:
+    def sampler(self) -> WindowLoader[B_co]:
         """Where Lightning looks for `set_epoch`."""
         return self
 
@@ -208,7 +208,7 @@ class WindowLoader(Generic[B]):
             np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order
 
-    def __iter__(self) -> Iterator[B]:
+    def __iter__(self) -> Iterator[B_co]:
         # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
         first = self._given if self._resumed else 0
         self._resumed = False
