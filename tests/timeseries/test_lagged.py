@@ -279,6 +279,13 @@ def test_covariates_reach_the_forecast():
             model.predict(made | {"past": torch.randn(2, 31, 1)})
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_called_with_a_history_it_gives_the_point_forecast(name):
+    model, made = strong(name), batch(name)
+    assert torch.equal(model(made["x"], made["x_mark"], made["y_mark"]), model.predict(made).point)
+    assert strong(name, time_features=0)(made["x"]).shape == (4, 6, 1)
+
+
 def test_counts_are_counts():
     model, made = informer_lagged(**SIZES, output="negative_binomial"), batch("informer_lagged")
     with pytest.raises(DataError, match="forecasts counts"):

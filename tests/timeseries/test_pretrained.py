@@ -3,12 +3,16 @@
 import json
 import pickle
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from manyheads.core import hub
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import DataError, UsageError
+from manyheads.timeseries.calendar import feature_names
 from manyheads.timeseries.models.checkpoints import load_weights
 from manyheads.timeseries.models.lagged import History, Target, negative_log_likelihood
 from manyheads.timeseries.models.pretrained import builder_arguments, from_transformers
@@ -180,7 +184,7 @@ def test_a_folder_of_pickled_tensors_is_read_and_of_other_objects_is_not(tmp_pat
     torch.save(state, tmp_path / "pytorch_model.bin")
     model = from_transformers(tmp_path).model
     assert torch.equal(model.encoder.layers[0].fc1.weight, state["model.encoder.layers.0.fc1.weight"])
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}, protocol=2))
     with pytest.raises(DataError, match="tensors alone"):
         from_transformers(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
@@ -268,3 +272,40 @@ def test_another_dialects_weights_are_named(tmp_path):
         load_weights(lagged, official.state_dict(), "transformers")
     with pytest.raises(UsageError, match=r"no dialect 'informer' \(transformers\)"):
         load_weights(lagged, official.state_dict(), "informer")
+
+
+@pytest.mark.parametrize("name", ["informer_plain", "autoformer"])
+def test_saved_as_our_folder_it_predicts_series_with_quantiles_whatever_their_batch(name, tmp_path):
+    plain = {
+        "num_static_categorical_features": 0,
+        "num_static_real_features": 0,
+        "num_dynamic_real_features": 0,
+    }
+    changed = {"num_time_features": 4, "prediction_length": 6} | (plain if name == "autoformer" else {})
+    kind, own = CONFIGS[name]
+    builder, arguments = builder_arguments(COMMON | own | changed | {"model_type": kind})
+    arguments["num_samples"] = 20
+    model = create_model(builder, **arguments).eval()
+    length = arguments["seq_len"]
+    treated = {
+        "seq_len": length, "pred_len": 6, "columns": ["y"], "targets": None, "time_column": None,
+        "id_column": None, "freq": "h", "missing": "refuse", "time_features": list(feature_names("h")),
+        "scaler": {"columns": ["y"], "mean": [2.0], "scale": [3.0]},
+    }  # fmt: skip
+    config = {"domain": "timeseries", "name": builder, "arguments": arguments}
+    hub.save(tmp_path / "ours", model, **config, preprocessing=treated)
+    predictor = hub.load(tmp_path / "ours")
+    rows = pd.DataFrame(
+        {
+            "unique_id": np.repeat(["a", "b", "c"], length),
+            "ds": np.tile(pd.date_range("2020-01-01", periods=length, freq="h"), 3),
+            "y": np.random.default_rng(0).normal(5, 2, 3 * length),
+        }
+    )
+    together = predictor.predict(rows, quantiles=[0.1, 0.9])
+    assert list(together.columns) == ["unique_id", "ds", "yhat", "yhat_q0.1", "yhat_q0.9"]
+    assert len(together) == 18
+    assert (together["yhat_q0.1"] < together["yhat_q0.9"]).all()
+    alone = predictor.predict(rows[rows.unique_id == "b"], quantiles=[0.1, 0.9])
+    numbers = list(together.columns[2:])
+    assert np.allclose(alone[numbers], together[together.unique_id == "b"][numbers], rtol=1e-5, atol=1e-4)

@@ -20,7 +20,7 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.timeseries.calendar import feature_names
 from manyheads.timeseries.distributions import DISTRIBUTIONS, Distribution, NegativeBinomial
 from manyheads.timeseries.models.attention import ACTIVATIONS
-from manyheads.timeseries.models.blocks import check_choices, check_positive, check_transformer
+from manyheads.timeseries.models.blocks import check_choices, check_marks, check_positive, check_transformer
 from manyheads.timeseries.models.lagged_attention import COMPAT
 from manyheads.timeseries.windows import Batch, fill_gaps
 
@@ -224,6 +224,14 @@ class Window(nn.Module):
         self.frame = frame
         pairs = zip(frame.static_categories, frame.embedding_dims, strict=True)
         self.embedders = nn.ModuleList(nn.Embedding(values, width) for values, width in pairs)
+
+    def batch(self, x: Tensor, x_mark: Tensor | None, y_mark: Tensor | None) -> Batch:
+        """Make a batch of a history alone."""
+        check_marks(x_mark, y_mark)
+        ahead = x.new_full((len(x), self.frame.pred_len, x.shape[-1]), torch.nan)
+        none = (x[..., :0], ahead[..., :0])
+        x_mark, y_mark = none if x_mark is None or y_mark is None else (x_mark, y_mark)
+        return {"x": x, "y": ahead, "x_mark": x_mark, "y_mark": y_mark}
 
     def history(self, batch: Batch) -> History:
         """Take what is known out of a batch.

@@ -29,6 +29,11 @@ class Draws:
     samples: Iterator[Tensor] | None = None
     generator: torch.Generator | None = None
 
+    def keys(self, length: int) -> Tensor:
+        """Draw as many keys as there are, with replacement; on the CPU, unless the generator is elsewhere."""
+        device = "cpu" if self.generator is None else self.generator.device
+        return torch.randint(0, length, (length,), generator=self.generator, device=device)
+
 
 class LogSparseAttention(nn.Module):
     """Informer's attention as the transformers library has it: all queries share one draw of keys.
@@ -74,7 +79,7 @@ class LogSparseAttention(nn.Module):
                 raise ValueError("index_samples has fewer entries than there are sparse attentions")
             return sample
         if self.training or self.drawn:
-            return torch.randint(0, length, (length,), generator=draws.generator)
+            return draws.keys(length)
         return None
 
     def _with_dropout(

@@ -76,9 +76,9 @@ class LaggedInformer(nn.Module):
         """How many variates it takes; they are the same ones, in their order."""
         return self.window.frame.variates
 
-    def forward(self, x: Tensor, x_mark: Tensor, y_mark: Tensor) -> Tensor:
-        """Forecast; marks are the calendar features of `manyheads.timeseries.calendar`."""
-        return self.predict({"x": x, "y": x, "x_mark": x_mark, "y_mark": y_mark}).point
+    def forward(self, x: Tensor, x_mark: Tensor | None = None, y_mark: Tensor | None = None) -> Tensor:
+        """Forecast; marks are the features of `manyheads.timeseries.calendar`, if the model takes any."""
+        return self.predict(self.window.batch(x, x_mark, y_mark)).point
 
     def predict(self, batch: Batch, levels: Sequence[float] = ()) -> Forecast:
         """Forecast a batch.
@@ -217,7 +217,7 @@ class LaggedInformer(nn.Module):
         """Draw what the library draws for a decoder's pass that it makes before the first step, in vain."""
         for module in self.decoder.modules():
             if isinstance(module, LogSparseAttention) and module.drawn:
-                torch.randint(0, 1, (1,), generator=draws.generator)
+                draws.keys(1)
 
 
 def informer_lagged(

@@ -95,7 +95,7 @@ def from_transformers(folder: str | Path, compat: str = "alone") -> Pretrained:
 
     Example:
         >>> model, name, arguments = from_transformers("informer-tourism-monthly")
-        >>> hub.save_model("tourism", model, name, arguments, ...)
+        >>> hub.save("tourism", model, domain="timeseries", name=name, arguments=arguments, preprocessing=...)
     """
     folder = Path(folder)
     name, arguments = builder_arguments(_read_config(folder / "config.json"))
