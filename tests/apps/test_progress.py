@@ -8,7 +8,7 @@ import re
 import pytest
 
 from manyheads.apps import progress
-from manyheads.apps.progress import Progress, clock
+from manyheads.apps.progress import Count, Progress, clock
 
 
 class Terminal(io.StringIO):
@@ -80,3 +80,26 @@ def test_quiet_prints_nothing(now: list[float]) -> None:
         now[0] += 60
         bar.advance(10, 0)
     assert stream.getvalue() == ""
+
+
+def test_a_count_says_rate_and_time_left(now: list[float]) -> None:
+    stream = io.StringIO()
+    with Count(100, "windows", stream=stream) as count:
+        assert count.describe() == "0/100 windows, 0.0 windows/s, ETA ?"
+        for _ in range(4):
+            now[0] += 5
+            count.advance(20)
+    assert stream.getvalue().splitlines() == [
+        "100 windows",
+        "40/100 windows, 4.0 windows/s, ETA 0:15",
+        "80/100 windows, 4.0 windows/s, ETA 0:05",
+    ]
+
+
+def test_a_count_on_a_terminal_and_quiet(now: list[float]) -> None:
+    for quiet in (False, True):
+        stream = Terminal()
+        with Count(4, "windows", quiet, stream) as count:
+            now[0] += 1
+            count.advance(2)
+        assert ("2/4 windows, 2.0 windows/s, ETA 0:01" in stream.getvalue()) is not quiet
