@@ -148,7 +148,7 @@ def backward(
     call = Call(dense(q), dense(k), dense(v), bias, mask, post_scale, seed, causal, scale, sigmoid, dropout_p)
     grad = dense(grad)
     batch, heads, nq, nk = call.shape
-    delta = rows if sigmoid else _delta(grad, out)
+    delta = rows if sigmoid else weighed_gradient(grad, out)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     inputs = (*call.pointers(), grad, rows, delta)
     numbers = (*call.strides(grad), *call.scalars())
@@ -165,7 +165,7 @@ def backward(
     return dq, dk, dv, dbias, dpost
 
 
-def _delta(grad: Tensor, out: Tensor) -> Tensor:
+def weighed_gradient(grad: Tensor, out: Tensor) -> Tensor:
     batch, nq, heads, dim = out.shape
     delta = torch.empty((batch, heads, nq), dtype=torch.float32, device=out.device)
     grid = (batch * heads * tr.cdiv(nq, 64),)

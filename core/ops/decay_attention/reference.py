@@ -10,6 +10,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from manyheads.core.ops.precision import wide
+
 
 def decay_attention(
     q: Tensor,
@@ -74,8 +76,3 @@ def _scan(
 
 def _start(initial: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_zeros(shape) if initial is None else initial.to(like.dtype)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Float64 as it is, everything else in float32."""
-    return x if x.dtype == torch.float64 else x.float()

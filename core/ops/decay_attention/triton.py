@@ -21,6 +21,7 @@ from manyheads.core.ops.decay_attention.triton_kernels import (
     outputs_kernel,
     states_kernel,
 )
+from manyheads.core.ops.launches import architecture
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _gate(log_decay: Tensor | None) -> str:
 
 def _blocks(kernel: str, gate: str, x: Tensor, K: int, V: int) -> tuple[int, int, dict[str, Any]]:
     """Blocks of keys and values, and the launch's options."""
-    row = config(kernel, gate, x.element_size(), _arch(x))
+    row = config(kernel, gate, x.element_size(), architecture(x))
     keys, values = (
         min(most, max(16, triton.next_power_of_2(n))) for most, n in ((row.keys, K), (row.values, V))
     )
@@ -125,13 +126,6 @@ def _blocks(kernel: str, gate: str, x: Tensor, K: int, V: int) -> tuple[int, int
 def _warps(kernel: str, row: Config, keys: int, values: int) -> int:
     """Narrow states leave nothing to do for many warps."""
     return min(row.warps, 4) if kernel == "states" and keys * values <= 256 else row.warps
-
-
-def _arch(x: Tensor) -> int:
-    if not x.is_cuda:
-        return 90  # the interpreter
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return 10 * major + minor
 
 
 def _dense(x: Tensor | None) -> Tensor | None:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from manyheads.core.aot import ARCHITECTURES, Variant
 from manyheads.core.dispatch import interpreting
-from manyheads.core.ops.attention.triton import _delta
+from manyheads.core.ops.attention.triton import weighed_gradient
 from manyheads.core.ops.attention.triton_configs import HEAD_DIMS, Config
+from manyheads.core.ops.launches import LOG2E, architecture, dense, padded
 from manyheads.core.ops.local_attention import triton_kernels as kernels
 from manyheads.core.ops.local_attention.reference import marked
 from manyheads.core.ops.local_attention.triton_configs import CONFIGS
 
-LOG2E = 1.4426950408889634
 # In the interpreter an operation costs the same whatever its size: few large blocks.
 INTERPRETED = Config(64, 64, 4, 1)
 
@@ -53,7 +53,7 @@ class Call:
             index = index.to(torch.int32).contiguous()
             flags = marked(index, q) if flags is None else flags | marked(index, q)
         flags = None if flags is None else flags.contiguous().view(torch.int8)
-        return cls(_dense(q), _dense(k), _dense(v), index, flags, window, scale)
+        return cls(dense(q), dense(k), dense(v), index, flags, window, scale)
 
     def pointers(self) -> list[Tensor]:
         """The inputs in the kernels' order; an absent one is any tensor, as no kernel reads it."""
@@ -68,12 +68,11 @@ class Call:
         return [*found, heads, tokens, count, min(self.window, tokens), self.scale * LOG2E]
 
     def config(self, kernel: str) -> Config:
-        """The launch of a kernel; a GPU that is not in the table takes the row of the one below it."""
+        """The launch of a kernel."""
         if interpreting():
             return INTERPRETED
-        major, _ = torch.cuda.get_device_capability(self.q.device)
         bits = 32 if self.q.dtype == torch.float32 else 16
-        return CONFIGS[kernel, 90 if major >= 9 else 80, bits][_padded(self.q.shape[-1])]
+        return CONFIGS[kernel, architecture(self.q), bits][padded(self.q.shape[-1])]
 
     def launch(self, name: str, length: int, arguments: list[Any], *, keys: bool = False) -> None:
         """Launch a kernel: a program for each sequence, head and block of `length`."""
@@ -84,20 +83,11 @@ class Call:
             return
         getattr(kernels, f"{name}_kernel")[(programs,)](
             *self.pointers(), *arguments,
-            D=self.q.shape[-1], BLOCK_D=_padded(self.q.shape[-1]),
+            D=self.q.shape[-1], BLOCK_D=padded(self.q.shape[-1]),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             HAS_FAR=self.index is not None, HAS_FLAGS=self.flags is not None,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
-
-
-def _padded(dim: int) -> int:
-    return max(16, 1 << (dim - 1).bit_length())
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Kernels take any strides but a last one of 1."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def forward(
@@ -120,9 +110,9 @@ def forward(
     rows = torch.empty((batch, heads, tokens, 2), dtype=torch.float32, device=q.device)
     call.launch("forward", tokens, [out, rows, *call.numbers()])
     if call.index is not None and top is not None and top.numel():
-        top, count = _dense(top), top.shape[1]
+        top, count = dense(top), top.shape[1]
         kernels.place_kernel[(batch * count * heads,)](
-            call.index, top, out, *top.stride()[:3], heads, tokens, count, D=dim, BLOCK_D=_padded(dim)
+            call.index, top, out, *top.stride()[:3], heads, tokens, count, D=dim, BLOCK_D=padded(dim)
         )
     return out, rows
 
@@ -141,11 +131,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
     call = Call.of(q, k, v, index, mask, window, scale)
-    grad, tokens = _dense(grad), q.shape[1]
+    grad, tokens = dense(grad), q.shape[1]
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     if not q.numel():
         return dq, dk, dv
-    inputs, numbers = [grad, rows, _delta(grad, out)], call.numbers(grad)
+    inputs, numbers = [grad, rows, weighed_gradient(grad, out)], call.numbers(grad)
     call.launch("query", tokens, [*inputs, dq, *numbers])
     call.launch("key", tokens, [*inputs, dk, dv, *numbers], keys=True)
     if call.index is not None:  # after the band's kernel, which leaves zeros at the global tokens

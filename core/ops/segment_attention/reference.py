@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manyheads.core.ops.precision import wide
 from manyheads.core.ops.segment_attention.order import EdgeOrder
 
 
@@ -25,9 +26,9 @@ def segment_attention(
     del order
     source, target = edge_index.long()
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    product = _wide(k)[source] * _wide(q)[target] * scale  # [E, H, D]
+    product = wide(k)[source] * wide(q)[target] * scale  # [E, H, D]
     if edge is not None:
-        product = product * _wide(edge)
+        product = product * wide(edge)
     logit = product.sum(-1)  # [E, H]
     nodes = q.shape[0], q.shape[1]
     if clamp is not None:
@@ -44,10 +45,6 @@ def segment_attention(
     total = weight.new_zeros(nodes).index_add(0, target, weight)
     found = torch.zeros(nodes[0], 1, dtype=torch.bool, device=q.device).index_fill(0, target, True)
     total = torch.where(found, total + eps, 1)  # [N, H]; a node without edges gets zeros
-    mixed = torch.zeros_like(_wide(v)).index_add(0, target, weight[..., None] * _wide(v)[source])
+    mixed = torch.zeros_like(wide(v)).index_add(0, target, weight[..., None] * wide(v)[source])
     out = (mixed / total[..., None]).to(q.dtype)
     return (out, product.to(q.dtype)) if return_edge else out
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

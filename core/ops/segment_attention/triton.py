@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from manyheads.core.aot import ARCHITECTURES, Variant
+from manyheads.core.ops.launches import dense
 from manyheads.core.ops.segment_attention.order import EdgeOrder
 from manyheads.core.ops.segment_attention.triton_kernels import forward_kernel, into_kernel, out_kernel
 
@@ -33,8 +34,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Attend along edges; arguments and results as `cpu.forward`."""
     (nodes, heads, d), edges = q.shape, edge_index.shape[1]
-    q, k, v = _dense(q), _dense(k), _dense(v)
-    edge = None if edge is None else _dense(edge)
+    q, k, v = dense(q), dense(k), dense(v)
+    edge = None if edge is None else dense(edge)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     product = torch.empty(edges, heads, d, dtype=q.dtype, device=q.device) if return_edge else None
     logits = torch.empty(edges, heads, dtype=torch.float32, device=q.device)
@@ -65,8 +66,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and edge; arguments as `cpu.backward`."""
     nodes, heads, d = q.shape
-    dout, q, k, v = _dense(dout), _dense(q), _dense(k), _dense(v)
-    dproduct, edge = (None if x is None else _dense(x) for x in (dproduct, edge))
+    dout, q, k, v = dense(dout), dense(q), dense(k), dense(v)
+    dproduct, edge = (None if x is None else dense(x) for x in (dproduct, edge))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     dedge = None if edge is None else torch.empty(edge.shape, dtype=edge.dtype, device=edge.device)
     weights, dlogits = torch.empty_like(logits), torch.empty_like(logits)
@@ -99,10 +100,6 @@ def tile(d: int) -> tuple[int, int, int]:
     block = max(min(_TABLE), triton.next_power_of_2(d))
     numbers, warps = _TABLE[block]
     return block, numbers // block, warps
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _strides(x: Tensor | None) -> tuple[int, int]:
