@@ -17,6 +17,8 @@ from torch import Tensor
 
 from manyheads.timeseries.special import betainc, student_t_quantile
 
+_MOST_COUNTS = 2.0**52  # beyond, doubles do not tell whole numbers apart
+
 
 def squareplus(x: Tensor) -> Tensor:
     """Return (x + sqrt(x² + 4)) / 2, which is positive, without cancellation where x is very negative."""
@@ -190,23 +192,10 @@ class NegativeBinomial:
     def at(self, levels: Sequence[float]) -> Tensor:
         """Return the quantiles of parameters `[..., Q]`, each at its own level."""
         wanted = torch.tensor(_levels(levels), dtype=torch.float64, device=self.logits.device)
-        n, logits = self.total_count.double(), self.logits.double()
-        fail, succeed = torch.sigmoid(-logits), torch.sigmoid(logits)
+        n, logits, wanted = torch.broadcast_tensors(self.total_count.double(), self.logits.double(), wanted)
         # No relative error of the distribution function below this one may move an exact tie up.
-        wanted = wanted * (1 - 1e-12)
-        shape = torch.broadcast_shapes(n.shape, wanted.shape)
-        low = torch.full(shape, -1.0, dtype=torch.float64, device=n.device)  # its probability is below
-        high = (n * logits.exp()).ceil().clamp(1, 2.0**52).expand(shape)
-        while True:  # at the end of this, high's probability is at least the level
-            below = (betainc(n, high + 1, fail, succeed) < wanted) & (high < 2.0**52)
-            if not bool(below.any()):
-                break
-            low, high = torch.where(below, high, low), torch.where(below, 2 * high + 1, high)
-        while bool((high - low > 1).any()):
-            middle = ((low + high) / 2).ceil()  # where that is high already, it stays
-            below = betainc(n, middle + 1, fail, succeed) < wanted
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high.to(self.logits.dtype)
+        found = _smallest_counts(n.flatten(), logits.flatten(), wanted.flatten() * (1 - 1e-12))
+        return found.view(n.shape).to(self.logits.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[n, ...]`; with one draw, in the order in which torch.distributions draws."""
@@ -214,6 +203,32 @@ class NegativeBinomial:
         count, logits = (each.detach().expand(shape) for each in (self.total_count, self.logits))
         rate = torch._standard_gamma(count.contiguous(), generator=generator) * logits.exp()
         return torch.poisson(rate, generator=generator)
+
+
+def _smallest_counts(n: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return the smallest counts whose probability not to be exceeded is the wanted one at least.
+
+    Shape:
+        All `[K]`.
+    """
+    fail, succeed = torch.sigmoid(-logits), torch.sigmoid(logits)
+
+    def below(counts: Tensor, rows: Tensor) -> Tensor:
+        return betainc(n[rows], counts + 1, fail[rows], succeed[rows]) < wanted[rows]
+
+    low = torch.full_like(n, -1)
+    high = (n * logits.exp()).ceil().clamp(1, _MOST_COUNTS)
+    rows = torch.arange(len(n), device=n.device)
+    while len(rows):  # double the upper ends until they are not below
+        rows = rows[below(high[rows], rows) & (high[rows] < _MOST_COUNTS)]
+        low[rows], high[rows] = high[rows], 2 * high[rows] + 1
+    rows = torch.arange(len(n), device=n.device)
+    while len(rows):  # halve what lies between, until it is one step
+        rows = rows[high[rows] - low[rows] > 1]
+        middle = ((low[rows] + high[rows]) / 2).ceil()
+        short = below(middle, rows)
+        low[rows[short]], high[rows[~short]] = middle[short], middle[~short]
+    return high
 
 
 def _affine(
