@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from manyheads.core import predictor as core
-from manyheads.core.errors import UsageError
+from manyheads.core.errors import BadRecord, UsageError
 from manyheads.timeseries import inputs, samples, sources
 from manyheads.timeseries.calendar import Times
 from manyheads.timeseries.calls import Probabilistic, check_known, check_levels, forecast
+from manyheads.timeseries.conformal import SplitConformal
 from manyheads.timeseries.inputs import Shard
 from manyheads.timeseries.preprocessing import Preprocessing
 from manyheads.timeseries.samples import Group, Record, Sample
@@ -60,8 +61,8 @@ class Predictor:
     Args:
         model: Any forecasting module of the catalogue.
         preprocessing: How the train data were treated.
-        quantiles: Levels of the quantiles to give, rising; None takes those that the model has, and of a
-            distribution 0.1, 0.5 and 0.9.
+        quantiles: Levels of the quantiles to give, rising; None takes the ends of its conformal intervals
+            where it has some, else those that the model has, and of a distribution 0.1, 0.5 and 0.9.
 
     Raises:
         UsageError: The levels are out of order, or the model has not got one of them.
@@ -73,7 +74,9 @@ class Predictor:
         self, model: nn.Module, preprocessing: Preprocessing, quantiles: Sequence[float] | None = None
     ) -> None:
         self.model, self.preprocessing = model.eval(), preprocessing
-        self.quantiles = levels_of(model, quantiles)
+        saved = preprocessing.conformal
+        self.conformal = SplitConformal.from_json(saved) if saved else None
+        self.quantiles = levels_of(self.conformal or model, quantiles)
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -173,7 +176,11 @@ class Predictor:
                 another frequency, an unknown category (names the row), a future that does not reach to the
                 horizon's end, or not the columns that the model is built for.
         """
-        return samples.prepare(record, self.preprocessing, getattr(self.model, "variates", None))
+        made = samples.prepare(record, self.preprocessing, getattr(self.model, "variates", None))
+        unknown = sorted(set(made.columns) - set(self.conformal.columns)) if self.conformal else []
+        if unknown:
+            raise BadRecord(f"{record.file.name}: no conformal interval was made for column {unknown[0]!r}")
+        return made
 
     def collate(self, records: Sequence[Sample]) -> list[Group]:
         """Stack samples; those with another number of columns form another group."""
@@ -184,18 +191,24 @@ class Predictor:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         found: dict[int, Output] = {}
         for group in batch:
-            inputs = {key: value.to(device) for key, value in group.inputs.items()}
-            y = inputs["x"].new_full((*inputs["y_mark"].shape[:2], group.mean.shape[-1]), float("nan"))
+            given = {key: value.to(device) for key, value in group.inputs.items()}
+            y = given["x"].new_full((*given["y_mark"].shape[:2], group.mean.shape[-1]), float("nan"))
             with torch.inference_mode():
-                made = forecast(self.model, cast(Batch, {**inputs, "y": y}), self.quantiles)
-            point = made.point.double().cpu() * group.scale + group.mean  # [B, P, N]
-            spread = point[..., None][..., :0]
-            if made.quantiles is not None:
-                scale, mean = group.scale[..., None], group.mean[..., None]
-                spread = made.quantiles.double().cpu() * scale + mean  # [B, P, N, Q]
-            for i, ds, *values in zip(group.positions, group.ds, point.numpy(), spread.numpy(), strict=True):
-                found[i] = Output(ds, *values)
+                point, quantiles = self._scaled(cast(Batch, {**given, "y": y}), group.columns)
+            point = point * group.scale + group.mean
+            quantiles = quantiles * group.scale[..., None] + group.mean[..., None]
+            for i, ds, one, its in zip(group.positions, group.ds, point, quantiles, strict=True):
+                found[i] = Output(ds, one.numpy(), its.numpy())
         return [found[i] for i in sorted(found)]
+
+    def _scaled(self, batch: Batch, columns: Sequence[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
+        """Forecast a batch in its own units, in float64: `[B, P, N]` and `[B, P, N, Q]`."""
+        made = forecast(self.model, batch, () if self.conformal else self.quantiles)
+        point = made.point.double().cpu()
+        if self.conformal:
+            pairs = zip(point, columns, strict=True)
+            return point, torch.stack([self.conformal.apply(one, self.quantiles, c) for one, c in pairs])
+        return point, point[..., None][..., :0] if made.quantiles is None else made.quantiles.double().cpu()
 
     def rows(self, outputs: list[Output], records: Sequence[Record]) -> list[Row]:
         """Make rows `unique_id, ds, yhat`, and a column a quantile, in original units, series by series.
@@ -215,13 +228,13 @@ class Predictor:
         ]
 
 
-def levels_of(model: nn.Module, wanted: Sequence[float] | None) -> tuple[float, ...]:
+def levels_of(model: object, wanted: Sequence[float] | None) -> tuple[float, ...]:
     """Return the quantiles that a model is asked for: those wanted, or those that it has.
 
     Raises:
         UsageError: The levels are out of order, or the model has not got one of them.
     """
-    known = model.levels if isinstance(model, Probabilistic) else ()
+    known = model.levels if isinstance(model, Probabilistic | SplitConformal) else ()
     if wanted is None:
         return DISTRIBUTION_LEVELS if known is None else known
     check_levels(wanted)

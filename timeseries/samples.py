@@ -48,6 +48,7 @@ class Sample:
         mean: What the outputs are shifted by.
         scale: What they are multiplied by.
         ds: Timestamps to forecast.
+        columns: The targets.
 
     Shape:
         inputs as a batch's without its first axis; mean, scale `[N]`, ds `[P]`.
@@ -57,6 +58,7 @@ class Sample:
     mean: Tensor
     scale: Tensor
     ds: Times
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Group:
     mean: Tensor  # [B, 1, N]
     scale: Tensor  # [B, 1, N]
     ds: tuple[Times, ...]
+    columns: tuple[tuple[str, ...], ...]
 
 
 def prepare(record: Record, of: Preprocessing, variates: int | None) -> Sample:
@@ -104,7 +107,7 @@ def prepare(record: Record, of: Preprocessing, variates: int | None) -> Sample:
     }
     if of.missing == "mask":
         inputs["observed"] = ~scaled.isnan()
-    return Sample(inputs, torch.from_numpy(mean), torch.from_numpy(scale), ahead)
+    return Sample(inputs, torch.from_numpy(mean), torch.from_numpy(scale), ahead, targets)
 
 
 def _covariates(tail: Tail, of: Preprocessing) -> dict[str, Tensor]:
@@ -180,4 +183,5 @@ def _group(samples: Sequence[Sample], positions: Sequence[int]) -> Group:
         torch.stack([s.mean for s in of])[:, None],
         torch.stack([s.scale for s in of])[:, None],
         tuple(s.ds for s in of),
+        tuple(s.columns for s in of),
     )

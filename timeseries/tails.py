@@ -122,22 +122,16 @@ def _last_target(block: pa.Table, layout: Layout) -> int | None:
 def _add_statics(found: dict[str, tuple[Cells, str]], block: pa.Table, layout: Layout, where: Where) -> None:
     """Take the static columns' values, and refuse a second one."""
     for c in layout.static:
-        cells = tables.parse_cells(block[c], c, where, c in layout.categorical)
-        known = np.flatnonzero(~are_missing(cells))
-        one = one_value(cells, c, where)
-        one = one if isinstance(one, Coded) else one.copy()
-        before = found.get(c)
-        if before is None or (are_missing(before[0])[0] and len(known)):
-            found[c] = one, where(int(known[0])) if len(known) else ""
-        elif len(known) and _plain(one) != _plain(before[0]):
-            raise DataError(
-                f"{where(int(known[0]))}, column {c!r}: {_plain(one)!r}, but {_plain(before[0])!r} at "
-                f"{before[1]}; a static column has one value a series"
-            )
+        cells, named = tables.parse_cells(block[c], c, where, c in layout.categorical), where
+        if c in found:
+            cells, named = tables.join(found[c][0], cells), _after(found[c][1], where)
+        one, known = one_value(cells, c, named), np.flatnonzero(~are_missing(cells))
+        row = named(int(known[0])) if len(known) else ""
+        found[c] = (one if isinstance(one, Coded) else one.copy()), row
 
 
-def _plain(cell: Cells) -> str | float:
-    return cell.values[cell.codes[0]] if isinstance(cell, Coded) else float(cell[0])
+def _after(first: str, where: Where) -> Where:
+    return lambda i: where(i - 1) if i else first
 
 
 def _shifted(where: Where, first: int) -> Where:
