@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from manyheads.core.errors import DataError, did_you_mean
+from manyheads.core.errors import DataError, UsageError, did_you_mean
 from manyheads.timeseries import readers, tables
 from manyheads.timeseries.calendar import Times
 from manyheads.timeseries.frames import Rows, check_times, one_value, series_rows
@@ -21,7 +21,6 @@ from manyheads.timeseries.layout import Layout
 from manyheads.timeseries.tables import Cells, Coded, Where, are_missing
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 
@@ -189,7 +188,7 @@ class Ahead:
         return replace(tail, where=where, ahead=ahead, cells={**tail.cells, **cells})
 
 
-def open_ahead(source: str | Path | pd.DataFrame, layout: Layout) -> Ahead:
+def open_ahead(source: object, layout: Layout) -> Ahead:
     """Read a table of future covariates, with the columns that the history names so.
 
     Args:
@@ -198,13 +197,18 @@ def open_ahead(source: str | Path | pd.DataFrame, layout: Layout) -> Ahead:
 
     Raises:
         DataError: A column is missing, or a cell is wrong.
+        UsageError: The source is neither a path nor a DataFrame.
     """
+    import pandas as pd
+
     wanted = [column for column in (layout.id, layout.time, *layout.future) if column]
     if isinstance(source, str | Path):
         name, names = str(source), readers.column_names(Path(source))
-    else:
+    elif isinstance(source, pd.DataFrame):
         table, name, unit = readers.from_pandas(source), "future", "row"
         names = table.column_names
+    else:
+        raise UsageError("a future is a CSV or parquet path, or a DataFrame")
     lacking = next((column for column in wanted if column not in names), None)
     if lacking:
         hint = did_you_mean(lacking, names)

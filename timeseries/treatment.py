@@ -145,9 +145,9 @@ def fit_treatment(
     by_series = None
     if scaling == "series":
         by_series = SeriesScaler.fit({s.id: s.values[a:b] for s, (a, b) in pairs}, columns)
-    roles = [_fit_role(pairs, names, layout) for names in (layout.past, layout.future)]
     whole = [(s, (0, 1)) for s in series]
-    covariates = Covariates(*roles, _fit_role(whole, layout.static, layout))
+    past, future = (_fit_role(pairs, names, layout) for names in (layout.past, layout.future))
+    covariates = Covariates(past, future, _fit_role(whole, layout.static, layout))
     scalers = [
         StandardScaler.fit(_numbers(some, role.numeric), role.numeric)
         for some, role in ((pairs, covariates.past), (pairs, covariates.future), (whole, covariates.static))

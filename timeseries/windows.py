@@ -203,7 +203,7 @@ class WindowLoader(Generic[B_co]):
     def order(self, epoch: int) -> NDArray[np.integer]:
         """Return the order of the windows in an epoch, of all processes together."""
         n = len(self.windows)
-        order = np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
+        order: NDArray[np.integer] = np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
         if self.shuffle:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order

@@ -96,6 +96,115 @@ def test_job_writes_what_predict_returns(tmp_path):
     np.testing.assert_allclose(found["yhat"], wanted["yhat"], rtol=1e-5)  # other batches: float32 sums differ
 
 
+def write_stores(path, series, rows, horizon):
+    """Write long parquet of stores with covariates of every role, gaps, and the future of each at its end."""
+    total = rows + horizon
+    hours = START.astype("datetime64[us]") + np.arange(total) * np.timedelta64(1, "h")
+    writer = None
+    for first in range(0, series, 100):
+        n = min(100, series - first)
+        rng = np.random.default_rng(first)
+        price, promo = rng.normal(9.0, 1.0, (n, total)), rng.random((n, total)) < 0.2
+        level = 10.0 ** rng.integers(0, 4, (n, 1))
+        y = level * (
+            10 - price + 2 * promo + np.sin(np.arange(total) * 2 * np.pi / 24) + rng.normal(size=(n, total))
+        )
+        gaps = rng.random((n, total)) < 0.02
+        wind = np.where(rng.random((n, total)) < 0.02, np.nan, rng.normal(size=(n, total)))
+        y[:, rows:] = wind[:, rows:] = np.nan
+        columns = {
+            "unique_id": np.repeat([f"store{i:05d}" for i in range(first, first + n)], total),
+            "ds": np.tile(hours, n),
+            "y": np.where(gaps, np.nan, y).ravel(),
+            "wind": wind.ravel(),
+            "price": price.ravel(),
+            "promo": np.where(promo, "yes", "no").ravel(),
+            "size": np.repeat(level[:, 0], total),
+            "region": np.repeat([f"region {i % 7}" for i in range(first, first + n)], total),
+        }
+        table = pa.table({name: pa.array(cells, from_pandas=True) for name, cells in columns.items()})
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    writer.close()
+    return path
+
+
+def write_store_model(folder, output, quantiles):
+    """Write a model folder of random weights for such stores."""
+    data = ForecastData(
+        str(write_stores(folder / "train.parquet", 20, 400, 0)),
+        seq_len=96,
+        pred_len=24,
+        targets=["y"],
+        past=["wind"],
+        future=["price", "promo"],
+        static=["size", "region"],
+        categorical=["promo", "region"],
+        scaling="series",
+        missing="mask",
+    )
+    arguments = {
+        "base": "itransformer",
+        "seq_len": 96,
+        "pred_len": 24,
+        "arguments": {"d_model": 64, "d_ff": 64, "n_heads": 4},
+        "output": output,
+        "quantiles": quantiles,
+        **data.covariate_sizes,
+    }
+    model, preprocessing = manyheads.create_model("forecaster", **arguments), data.preprocessing()
+    options = {"domain": "timeseries", "name": "forecaster", "arguments": arguments}
+    hub.save(folder / "model", model, **options, preprocessing=preprocessing)
+    return folder / "model"
+
+
+def run_stores(model, source, folder, batch_size):
+    """Run a job; its rows in order, and its seconds."""
+    begin = time.perf_counter()
+    options = JobOptions(str(model), [str(source)], folder, batch_size=batch_size, quiet=True)
+    result = run_job(options)
+    seconds = time.perf_counter() - begin
+    assert (result.bad, result.exit_code) == (0, 0)
+    parts = sorted(folder.glob("part-*.parquet"))
+    return pd.concat([pq.read_table(part).to_pandas() for part in parts], ignore_index=True), seconds
+
+
+def check_stores(tmp_path, series, rows, output="quantile", quantiles=(0.1, 0.5, 0.9)):
+    """Forecast stores in batches and one by one; each row must be the same."""
+    model = write_store_model(tmp_path, output, list(quantiles) if output == "quantile" else None)
+    source = write_stores(tmp_path / "in.parquet", series, rows, 24)
+    together, seconds = run_stores(model, source, tmp_path / "together", 64)
+    alone, seconds_alone = run_stores(model, source, tmp_path / "alone", 1)
+    names = [f"yhat_q{level}" for level in quantiles]
+    assert list(together.columns) == ["unique_id", "ds", "yhat", *names]
+    assert len(together) == series * 24
+    assert not together.duplicated(["unique_id", "ds"]).any()
+    assert together[["unique_id", "ds"]].equals(alone[["unique_id", "ds"]])
+    values = ["yhat", *names]
+    assert np.isfinite(together[values]).all(axis=None)
+    assert (np.diff(together[names]) >= 0).all()
+    scale = together.groupby("unique_id")["yhat"].transform(lambda rows: rows.abs().max())
+    worst = (together[values] - alone[values]).abs().max(axis=1).div(scale).max()
+    assert worst < 1e-5
+    return source, seconds, seconds_alone, worst
+
+
+@pytest.mark.parametrize("output", ["quantile", "student_t"])
+def test_quantiles_of_series_with_covariates_and_gaps(tmp_path, output):
+    check_stores(tmp_path, 5, 150, output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_quantiles_of_a_thousand_series_with_covariates_and_gaps(tmp_path):
+    """1,000 stores of 2,000 hours: the rows of batches are those of the series one by one."""
+    source, seconds, alone, worst = check_stores(tmp_path, 1000, 2000)
+    print(
+        f"\n1,000 series of 2,000 rows ({source.stat().st_size / 1e6:.0f} MB): {seconds:.1f} s in "
+        f"batches of 64, {alone:.1f} s one by one; the rows differ by {worst:.1e} at most"
+    )
+
+
 def start(*arguments):
     """Start `manyheads predict` in a process that prints its peak memory at the end."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}

@@ -328,6 +328,8 @@ def test_bad_second_tables(tmp_path: Path) -> None:
     for table, message in cases:
         with pytest.raises(DataError, match=message):
             predictor().predict(known, future=table)
+    with pytest.raises(UsageError, match="a future is a CSV or parquet path, or a DataFrame"):
+        predictor().predict(known, future=3)
     path = save(ahead.assign(promo="?"), tmp_path / "ahead.csv")
     with pytest.raises(DataError, match=r"ahead.csv, line 2, column 'promo'"):
         predictor().predict(known, future=path)
