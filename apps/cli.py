@@ -5,17 +5,17 @@ Nothing here imports torch: `--help`, `--version`, `models`, `data list` and a w
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from manyheads import __version__
 from manyheads.apps import options
+from manyheads.apps.arguments import Parser, make_parser
 from manyheads.core.catalog import DOMAINS, arguments, entries, find
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
@@ -23,43 +23,13 @@ COMMANDS = ("quickstart", "predict", "models", "data", "doctor", *DOMAINS)
 INTERRUPTED = 130
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with a suggestion for a mistyped option."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and exiting."""
-        raise UsageError(f"{message} (`{self.prog} --help` shows the usage)")
-
-    def parse(self, args: Sequence[str]) -> argparse.Namespace:
-        """Parse; an unknown option is answered first, before what else may be missing."""
-        known = [option for action in self._actions for option in action.option_strings]
-        for arg in args[: args.index("--") if "--" in args else len(args)]:
-            option = arg.split("=", 1)[0]
-            if option.startswith("--") and option not in known:
-                raise UsageError(
-                    f"{self.prog} takes no {option!r}{did_you_mean(option, known)}"
-                    f" (`{self.prog} --help` shows the usage)"
-                )
-        return self.parse_args(args)
-
-
-def _parser(command: str, description: str, epilog: str = "") -> Parser:
-    return Parser(
-        prog=f"manyheads {command}".strip(),
-        description=description,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _top() -> Parser:
-    parser = _parser(
+    parser = make_parser(
         "",
         "Sequence models on one attention/SSM core: train, test, and run them over files.",
         epilog="""commands:
   quickstart             train, test, save, predict and plot on real data in three minutes
-  timeseries fit ...     train a forecaster from a config (also: validate, test, predict)
+  timeseries fit ...     train a forecaster from a config (also: validate, test, predict, backtest, plot)
   predict                run a model over files as a resumable batch job
   models                 list the catalogue, or show one model
   data                   list the data sets, or fetch one
@@ -74,7 +44,7 @@ def _top() -> Parser:
 
 def quickstart(args: Sequence[str]) -> int:
     """Run the guided tour of one domain."""
-    parser = _parser(
+    parser = make_parser(
         "quickstart", "Real data, then: train, test, save, predict as a job, plot. Works offline."
     )
     parser.add_argument(
@@ -95,7 +65,7 @@ def quickstart(args: Sequence[str]) -> int:
 
 def predict(args: Sequence[str]) -> int:
     """Run a batch job."""
-    parser = _parser(
+    parser = make_parser(
         "predict",
         "Run a model over files. The output folder holds parts, bad records, and _SUCCESS at the end;\n"
         "a killed job is continued with --resume and gives the same bytes.",
@@ -148,7 +118,7 @@ def _batch_size(text: str) -> int | None:
 
 def models(args: Sequence[str]) -> int:
     """List the catalogue or show one entry."""
-    parser = _parser("models", "List the catalogue, or show one model: its paper, task and arguments.")
+    parser = make_parser("models", "List the catalogue, or show one model: its paper, task and arguments.")
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", help="with show: the model's name")
     parser.add_argument("--domain", choices=DOMAINS, help="only this domain's")
@@ -179,7 +149,9 @@ def models(args: Sequence[str]) -> int:
 
 def data(args: Sequence[str]) -> int:
     """List the data sets or fetch one."""
-    parser = _parser("data", "List the data sets with licence and size, or fetch one (checksum verified).")
+    parser = make_parser(
+        "data", "List the data sets with licence and size, or fetch one (checksum verified)."
+    )
     parser.add_argument("action", nargs="?", choices=("list", "get"), default="list")
     parser.add_argument("name", nargs="?", help="with get: the data set's name")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -210,7 +182,7 @@ def _show_bytes(received: int, total: int) -> None:
 
 def doctor(args: Sequence[str]) -> int:
     """Say what this machine has and which backend each op takes."""
-    parser = _parser(
+    parser = make_parser(
         "doctor", "Versions, devices, and for each op of the core the backend it takes, and why."
     )
     parser.add_argument(
@@ -235,10 +207,12 @@ def doctor(args: Sequence[str]) -> int:
 
 
 def domain(name: str, args: Sequence[str]) -> int:
-    """Run `manyheads DOMAIN fit|validate|test|predict`."""
+    """Run `manyheads DOMAIN fit|validate|test|predict`, or one of the domain's tools."""
     if not args or args[0] in ("-h", "--help"):
         print(options.overview(name))
         return 0 if args else UsageError.exit_code
+    if args[0] in options.TOOLS.get(name, {}):  # the module of that name
+        return int(importlib.import_module(f"manyheads.apps.{args[0]}").main(args[1:]))
     action, task, rest = options.check(name, args)
     if rest is None:
         print(options.help_text(name, action, task.name))

@@ -22,6 +22,12 @@ ACTIONS = {
     "test": "measure the best checkpoint on the test split",
     "predict": "forecast past the end of the config's data, as a batch job",
 }
+TOOLS = {
+    "timeseries": {
+        "backtest": "measure a model on rolling windows, by series, beside the published figure",
+        "plot": "draw a model's forecasts of a file, or what its variates attend to",
+    }
+}  # what a domain has beside the actions; each is the module of its name, which reads its own options
 
 
 def configs(domain: str) -> list[str]:
@@ -52,6 +58,10 @@ def overview(domain: str) -> str:
     """Return the help of `manyheads DOMAIN`."""
     lines = [f"usage: manyheads {domain} {{{','.join(ACTIONS)}}} --config NAME_OR_FILE [options]", ""]
     lines += [f"  {action:9} {text}" for action, text in ACTIONS.items()]
+    tools = TOOLS.get(domain, {})
+    if tools:
+        lines += ["", f"beside these, each with options of its own (`manyheads {domain} TOOL --help`):"]
+        lines += [f"  {tool:9} {text}" for tool, text in tools.items()]
     lines += ["", "tasks, named by --task or by `task` in the config (the first one by default):"]
     lines += [f"  {task.name:15} {task.summary}" for task in tasks(domain).values()]
     lines += ["", f"shipped configs: {', '.join(configs(domain))}"]
@@ -125,9 +135,8 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None
     """
     action, *rest = args
     if action not in ACTIONS:
-        raise UsageError(
-            f"no action {action!r}{did_you_mean(action, ACTIONS)} (actions: {', '.join(ACTIONS)})"
-        )
+        known = (*ACTIONS, *TOOLS.get(domain, {}))
+        raise UsageError(f"no action {action!r}{did_you_mean(action, known)} (actions: {', '.join(known)})")
     if any(arg in ("-h", "--help") for arg in rest):
         return action, find_task(domain, *_values(rest, "--task")[-1:]), None
     resolved = _with_config_paths(domain, rest)

@@ -161,6 +161,7 @@ class Answer(NamedTuple):
     quantiles: Tensor | None  # [B, P, N, Q]
     y: Tensor  # [B, P, N], NaN where missing
     series: Tensor  # [B]
+    scale: Tensor  # [B, 1, N], what the model's outputs were multiplied by
     rows: NDArray[np.int64]  # [B] of its series, where the forecast begins
 
 
@@ -224,7 +225,7 @@ class Tester:
         if quantiles is not None:
             quantiles = quantiles.double().cpu() * scale[..., None] + mean[..., None]
         first = windows.locate(indices)[1] - self._offsets[series.numpy()] + self.of.seq_len
-        return Answer(made.point.double().cpu() * scale + mean, quantiles, y, series, first)
+        return Answer(made.point.double().cpu() * scale + mean, quantiles, y, series, scale, first)
 
     def _by_window(self, batch: Batch, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale the columns that are not known by each context window."""

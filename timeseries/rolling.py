@@ -1,0 +1,135 @@
+"""Conformal intervals in a backtest: calibrated on the windows before, fixed or moving with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import UsageError
+from manyheads.timeseries.backtest import Answer, Tester
+from manyheads.timeseries.conformal import Floats, RollingConformal, SplitConformal, interval_levels
+from manyheads.timeseries.treatment import Range
+
+Kind = Literal["split", "rolling"]
+
+
+class Intervals(Protocol):
+    """Puts quantiles around point forecasts; its answers come series by series in the order of time."""
+
+    def around(self, answer: Answer) -> Tensor:
+        """Return the quantiles `[B, P, N, Q]` of a batch, in the data's own units."""
+
+
+def coverages_of(levels: Sequence[float]) -> tuple[float, ...]:
+    """Return the coverages of the central intervals that levels are the ends of, rising.
+
+    Raises:
+        UsageError: A level has no other end.
+
+    Example:
+        >>> coverages_of([0.05, 0.1, 0.9, 0.95])
+        (0.8, 0.9)
+    """
+    found = sorted({round(abs(2 * level - 1), 9) for level in levels})
+    lacking = sorted(set(interval_levels(found)) - {round(level, 10) for level in levels})
+    if lacking or 0.0 in found:
+        end = 0.5 if 0.0 in found else round(1 - lacking[0], 9)
+        other = "is the point forecast itself: leave it out" if end == 0.5 else f"needs {lacking[0]} too"
+        raise UsageError(f"conformal intervals have two ends: level {end} {other}")
+    return tuple(found)
+
+
+def errors_of(tester: Tester, ranges: Sequence[Range], series: int, size: int) -> tuple[Floats, Floats]:
+    """Return the absolute errors of a series' windows in some rows, in own and in the model's units.
+
+    Shape:
+        Each `[W, P, N]`, the oldest first.
+    """
+    one = [r if i == series else (r[0], r[0]) for i, r in enumerate(ranges)]
+    windows = tester.windows(one)
+    shape = (0, windows.pred_len, windows.n_values)
+    own, scaled = [np.zeros(shape)], [np.zeros(shape)]
+    for first in range(0, len(windows), size):
+        answer = tester.ask(windows, np.arange(first, min(first + size, len(windows))))
+        error = (answer.y - answer.point).abs()
+        own.append(error.numpy())
+        scaled.append((error / answer.scale).numpy())
+    return np.concatenate(own), np.concatenate(scaled)
+
+
+class Fixed:
+    """Split conformal intervals.
+
+    Args:
+        conformal: The intervals, in the model's units.
+        columns: The variates.
+        levels: Those of their ends that are wanted.
+    """
+
+    def __init__(self, conformal: SplitConformal, columns: Sequence[str], levels: Sequence[float]) -> None:
+        self.conformal, self.columns, self.levels = conformal, columns, levels
+
+    @classmethod
+    def fit(
+        cls,
+        tester: Tester,
+        ranges: Sequence[Range],
+        columns: Sequence[str],
+        levels: Sequence[float],
+        size: int,
+    ) -> Fixed:
+        """Calibrate on the windows of some rows of all series together.
+
+        Raises:
+            UsageError: A level has no other end.
+            DataError: There are too few windows.
+        """
+        errors = np.concatenate([errors_of(tester, ranges, i, size)[1] for i in range(len(ranges))])
+        return cls(SplitConformal.fit(errors, coverages_of(levels), columns), columns, levels)
+
+    def around(self, answer: Answer) -> Tensor:
+        """Put the ends around."""
+        ends = self.conformal.apply(answer.point / answer.scale, self.levels, self.columns)
+        return ends * answer.scale[..., None]
+
+
+class Rolling:
+    """Rolling conformal intervals, of each series for itself.
+
+    Args:
+        tester: Forecasts the windows to begin with.
+        ranges: Their rows.
+        levels: Levels of the ends.
+        step: Rows from a window to the next.
+        size: Windows a batch.
+
+    Raises:
+        UsageError: A level has no other end.
+    """
+
+    def __init__(
+        self, tester: Tester, ranges: Sequence[Range], levels: Sequence[float], step: int, size: int
+    ) -> None:
+        self._tester, self._ranges, self._step, self._size = tester, ranges, step, size
+        self._coverages = coverages_of(levels)
+        self._states: dict[int, RollingConformal] = {}
+
+    def _state(self, series: int) -> RollingConformal:
+        if series not in self._states:
+            errors, _ = errors_of(self._tester, self._ranges, series, self._size)
+            self._states[series] = RollingConformal(errors, self._coverages, self._step)
+        return self._states[series]
+
+    def around(self, answer: Answer) -> Tensor:
+        """Put the ends around one window after the other, and learn from each whose truth has come."""
+        made = []
+        errors = (answer.y - answer.point).abs().numpy()
+        for point, error, series in zip(answer.point.numpy(), errors, answer.series.tolist(), strict=True):
+            state = self._state(series)
+            made.append(state.apply(point))
+            state.add(error)
+        return torch.from_numpy(np.stack(made))
