@@ -37,6 +37,7 @@ TABLES = {
         "flow_attention",
     ),
     "timeseries": ("timeseries",),
+    "lagged": ("lagged",),
 }
 RESULTS = Path(__file__).parent / "results"
 

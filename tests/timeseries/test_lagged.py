@@ -13,6 +13,7 @@ from manyheads.timeseries.models.lagged_attention import Draws, LaggedCorrelatio
 from manyheads.timeseries.models.lagged_autoformer import autoformer_lagged
 from manyheads.timeseries.models.lagged_informer import informer_lagged
 from manyheads.timeseries.models.pretrained import builder_arguments
+from manyheads.timeseries.task import Forecaster
 
 INFORMER = ["student_eval", "student_train", "negbin", "full_normal_multi"]
 AUTOFORMER = [
@@ -333,3 +334,33 @@ def test_a_batch_of_other_sizes_is_refused():
     with pytest.raises(ValueError, match="2 calendar features"):
         made = batch("autoformer_lagged")
         model.predict(made | {"x_mark": torch.zeros(4, 31, 3), "y_mark": torch.zeros(4, 6, 3)})
+
+
+def test_with_weights_dropped_the_same_queries_attend():
+    attend = (
+        informer_lagged(**SIZES, attention_dropout=1e-9, factor=1).train().decoder.layers[0].self_attn.attend
+    )
+    q, k, v = torch.randn(3, 2, 12, 2, 8)
+    keys = torch.randint(0, 12, (12,))
+    dropping = attend(q, k, v, Draws(iter([keys])))
+    attend.dropout = 0.0
+    assert torch.allclose(dropping, attend(q, k, v, Draws(iter([keys]))), atol=1e-5)
+
+
+def test_paths_of_many_series_are_walked_in_parts(monkeypatch):
+    model, made = strong("informer_lagged", num_samples=10), batch("informer_lagged")
+    whole = model.predict(made, [0.2, 0.8]).quantiles
+    monkeypatch.setattr("manyheads.timeseries.models.lagged_informer._ROWS", 15)
+    assert torch.allclose(model.predict(made, [0.2, 0.8]).quantiles, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_the_task_trains_it_with_covariates_of_the_data():
+    sizes = {"future": 1, "static_categories": [3]}
+    task = Forecaster("autoformer_lagged", {"time_features": 2, "label_len": 4}, 31, 6, covariate_sizes=sizes)
+    made = batch("autoformer_lagged") | {
+        "future": torch.randn(4, 37, 1),
+        "static": torch.tensor([[0.0], [1], [2], [1]]),
+    }
+    loss = training_loss(task.model, made)
+    loss.backward()
+    assert task.model.window.embedders[0].weight.grad.abs().sum() > 0

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.ops import attention, auto_correlation, prob_sparse_attention
-from manyheads.core.ops.prob_sparse_attention.dense import measure
 from manyheads.timeseries.models.attention import FullAttention
 
 COMPAT = ("none", "alone", "transformers")
@@ -63,11 +62,12 @@ class LogSparseAttention(nn.Module):
         """
         length = q.shape[1]
         count = min(self.factor * math.ceil(math.log1p(length)), length)
-        index = self._keys(length, draws)
-        index = None if index is None else index.to(q.device).expand(length, -1)
+        keys = self._keys(length, draws)
+        keys = None if keys is None else keys.to(q.device)
         p = self.dropout if self.training else 0.0
         if p:
-            return self._with_dropout(q, k, v, index, count, p)
+            return self._with_dropout(q, k, v, keys, count, p)
+        index = None if keys is None else keys.expand(length, -1)
         return prob_sparse_attention(
             q, k, v, self.factor, causal=self.causal, index_sample=index, sample=False, count=count
         )
@@ -83,11 +83,14 @@ class LogSparseAttention(nn.Module):
         return None
 
     def _with_dropout(
-        self, q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, count: int, p: float
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, count: int, p: float
     ) -> Tensor:
         """Attend with weights dropped, which the op has not: the chosen rows are dense attention."""
         with torch.no_grad():
-            chosen = measure(q, k, index).topk(count, sorted=False).indices  # [B, H, u]
+            products = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)  # [B, H, L, L]
+            sampled = products if keys is None else products[..., keys]
+            spread = sampled.amax(-1) - sampled.sum(-1) / k.shape[1]
+            chosen = spread.topk(count, sorted=False).indices  # [B, H, u]
         rows = chosen.transpose(1, 2)[..., None].expand(-1, -1, -1, q.shape[3])  # [B, u, H, D]
         seen = None
         if self.causal:
