@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, capture_parser
@@ -53,6 +53,14 @@ class Trained(Protocol):
     @property
     def builder_arguments(self) -> Mapping[str, hub.Json]:
         """Everything that the catalogue needs to build the module again."""
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A task that takes more than weights from the validation rows."""
+
+    def calibration(self) -> Mapping[str, object]:
+        """What the model folder's predictor needs of that; plain JSON."""
 
 
 class Data(Protocol):
@@ -291,13 +299,14 @@ def write_model_folder(
     domain: str, task: Trained, data: Data, path: Path, training: dict[str, hub.Json]
 ) -> None:
     """Save a trained task's plain module with everything that prediction needs."""
+    preprocessing = {**data.preprocessing(), **(task.calibration() if isinstance(task, Calibrated) else {})}
     hub.save(
         path,
         task.model,
         domain=domain,
         name=task.name,
         arguments=task.builder_arguments,
-        preprocessing=cast(Mapping[str, hub.Json], data.preprocessing()),
+        preprocessing=cast(Mapping[str, hub.Json], preprocessing),
         training=training,
     )
 

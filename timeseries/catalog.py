@@ -19,6 +19,20 @@ TASKS: tuple[Task, ...] = (
         data="manyheads.timeseries.classification.data:LabelledData",
         predictor="manyheads.timeseries.classification.predictor:Predictor",
     ),
+    Task(
+        name="imputation",
+        summary="what stood in the empty cells",
+        training="manyheads.timeseries.reconstruction.task:Imputer",
+        data="manyheads.timeseries.reconstruction.data:ImputationData",
+        predictor="manyheads.timeseries.reconstruction.predictor:ImputationPredictor",
+    ),
+    Task(
+        name="anomaly",
+        summary="which rows are unusual; learnt without labels",
+        training="manyheads.timeseries.reconstruction.task:Detector",
+        data="manyheads.timeseries.reconstruction.data:DetectionData",
+        predictor="manyheads.timeseries.reconstruction.predictor:AnomalyPredictor",
+    ),
 )
 
 MODELS: tuple[Entry, ...] = (
@@ -138,5 +152,23 @@ MODELS: tuple[Entry, ...] = (
         paper="arXiv 2210.02186",
         licence="Apache-2.0",
         summary="The encoder of a forecaster under a classifier of series (`fit --task classification`)",
+    ),
+    Entry(
+        name="imputer",
+        domain="timeseries",
+        task="imputation",
+        builder="manyheads.timeseries.models.reconstructor:reconstructor",
+        paper="arXiv 2210.02186",
+        licence="Apache-2.0",
+        summary="A forecaster that rebuilds a window around its gaps (`fit --task imputation`)",
+    ),
+    Entry(
+        name="detector",
+        domain="timeseries",
+        task="anomaly",
+        builder="manyheads.timeseries.models.reconstructor:reconstructor",
+        paper="arXiv 2210.02186",
+        licence="Apache-2.0",
+        summary="A forecaster that rebuilds a window; unusual rows it rebuilds badly (`fit --task anomaly`)",
     ),
 )

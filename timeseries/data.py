@@ -32,6 +32,14 @@ Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _ETT_STEPS_A_DAY = {"ett_hour": 24, "ett_minute": 96}
 
 
+def find_source(dataset: str, split: Split | None) -> tuple[Path, Split]:
+    """Return the file of a data set's name or a path, and the split rule: the one given, or its own."""
+    if Path(dataset).suffix:
+        return Path(dataset), split or "ratio"
+    standard = datasets.find(dataset).split
+    return datasets.locate(dataset), split or ("ratio" if standard == "ratio" else "ett_hour")
+
+
 def split_rows(n: int, split: Split, seq_len: int) -> Ranges:
     """Return the row ranges of train, validation and test; the latter two begin seq_len rows earlier.
 
@@ -118,17 +126,10 @@ class ForecastData(LightningDataModule):
         self.scaling, self.unseen = scaling, unseen
         self._ready = False
 
-    def _source(self) -> tuple[Path, Split]:
-        """Return the file, and the split rule that goes with it."""
-        if Path(self.dataset).suffix:
-            return Path(self.dataset), self.split or "ratio"
-        standard = datasets.find(self.dataset).split
-        return datasets.locate(self.dataset), self.split or ("ratio" if standard == "ratio" else "ett_hour")
-
     @property
     def path(self) -> Path:
         """The file that the data come from."""
-        return self._source()[0]
+        return find_source(self.dataset, self.split)[0]
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, split and scale; once, whatever the stage.
@@ -138,7 +139,7 @@ class ForecastData(LightningDataModule):
         """
         if self._ready:
             return
-        path, split = self._source()
+        path, split = find_source(self.dataset, self.split)
         layout = find_layout(column_names(path), str(path), **self.named)
         series = read(path, freq=self.given_freq, missing=self.missing, **self.named)
         self.columns, self.freq = list(series[0].columns), series[0].freq
