@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,6 +19,7 @@ from manyheads.timeseries.metrics import ErrorSums
 from manyheads.timeseries.quantile_sums import QuantileSums
 
 if TYPE_CHECKING:
+    from manyheads.core.hub import Json
     from manyheads.timeseries.data import ForecastData
     from manyheads.timeseries.windows import Batch
 
@@ -212,17 +213,18 @@ def _recipe(
     arguments: Mapping[str, Plain],
     covariate_sizes: Mapping[str, int | list[int]],
     extras: Mapping[str, str | list[float] | None],
-) -> tuple[str, dict[str, object]]:
+) -> tuple[str, dict[str, Json]]:
     """Return the name and arguments of what is to be built: the model itself, or a forecaster around it."""
     sizes = {key: value for key, value in covariate_sizes.items() if value}
     wanted = {key: value for key, value in extras.items() if value not in (None, "point")}
-    if not sizes and not wanted:
+    added = cast("dict[str, Json]", {**sizes, **wanted})
+    if not added:
         return name, dict(arguments)
     if "output" in inspect.signature(builder(find(name))).parameters:  # it has outputs of its own
-        return name, {**arguments, **sizes, **wanted}
-    own = {key: value for key, value in arguments.items() if key not in ("seq_len", "pred_len")}
+        return name, {**arguments, **added}
+    own: dict[str, Json] = {k: v for k, v in arguments.items() if k not in ("seq_len", "pred_len")}
     lengths = {key: arguments[key] for key in ("seq_len", "pred_len")}
-    return "forecaster", {"base": name, **lengths, "arguments": own, **sizes, **wanted}
+    return "forecaster", {"base": name, **lengths, "arguments": own, **added}
 
 
 def _tested_levels(model: torch.nn.Module) -> tuple[float, ...]:
