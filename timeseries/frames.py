@@ -192,7 +192,8 @@ def read(
         name, stem = str(path), readers.stem_of(path)
         layout = find_layout(readers.column_names(path), name, **named)
         ids = [layout.id] if layout.id else []
-        table, unit = readers.read_table(path, [*ids, *layout.wanted], [*ids, *layout.categorical])
+        coded = [*ids, *layout.categorical]
+        table, unit = readers.read_table(path, [*ids, *layout.wanted], coded, layout.time)
     else:
         table, unit, name, stem = readers.from_pandas(source), "row", "DataFrame", "data"
         layout = find_layout(table.column_names, name, **named)

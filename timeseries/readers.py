@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, TypeAlias, cast
 
 from manyheads.core.errors import DataError
+from manyheads.timeseries.tables import plain_numbers, plain_times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CSV_ENDINGS = (".csv", ".csv.gz", ".txt", ".txt.gz")
 PARQUET_ENDINGS = (".parquet", ".pq")
 _HEADER = 1 << 20  # bytes that a header may have
+_BLOCK = 8 << 20  # bytes of CSV held at a time
 
 
 def kind_of(path: Path) -> Literal["csv", "parquet"]:
@@ -164,13 +166,38 @@ class Parquet:
 Table: TypeAlias = "pa.Table | Parquet"
 
 
-def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) -> tuple[Table, str]:
+def line_blocks(stream: IO[bytes], size: int, end: int | None = None) -> Iterator[bytes]:
+    """Yield blocks of whole lines from where a stream stands; empty lines at the end are left out.
+
+    Args:
+        stream: A CSV behind its header, or at the beginning of a line.
+        size: Bytes to read at a time.
+        end: Where to stop; None for the stream's end.
+    """
+    held, left = b"", end - stream.tell() if end is not None else None
+    while data := stream.read(size if left is None else min(size, left)):
+        left = None if left is None else left - len(data)
+        held += data
+        cut = held.find(b"\n", len(held.rstrip(b"\r\n"))) + 1  # after the last line that has text
+        if cut == 0 or not held[:cut].strip(b"\r\n"):
+            cut = held.rfind(b"\n", 0, len(held.rstrip(b"\r\n"))) + 1
+        if cut:
+            yield held[:cut]
+            held = held[cut:]
+    if held.strip(b"\r\n"):
+        yield held
+
+
+def read_table(
+    path: Path, columns: Sequence[str], coded: Sequence[str] = (), time: str | None = None
+) -> tuple[Table, str]:
     """Read columns of a whole file; returns its table, and "line" or "row" as its rows are to be named.
 
     Args:
         path: The file.
         columns: The columns to keep.
         coded: Those that hold few different texts: each is held once.
+        time: The one of timestamps.
 
     Raises:
         DataError: The file cannot be read, or has no rows.
@@ -178,6 +205,9 @@ def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) ->
     with refusing_broken(path):
         if kind_of(path) == "parquet":
             return Parquet(path, coded), "row"
+        compact = _read_compact(path, columns, coded, time)
+        if compact is not None:
+            return compact, "line"
         with open_csv(path) as stream:
             data = stream.read()
     data = data.rstrip(b"\r\n")
@@ -185,6 +215,32 @@ def read_table(path: Path, columns: Sequence[str], coded: Sequence[str] = ()) ->
     if not rows:
         raise DataError(f"{path}: a header and no rows")
     return parse_csv(rows, str(path), names, columns), "line"
+
+
+def _read_compact(
+    path: Path, columns: Sequence[str], coded: Sequence[str], time: str | None
+) -> pa.Table | None:
+    """Read a CSV block by block, each cell at once as what it is, so that the text is never held.
+
+    None where a cell is not plainly that: the whole text is then needed, to read it otherwise or to name it.
+    """
+    import pyarrow as pa
+
+    def cells(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+        if name in coded:
+            return column.dictionary_encode()
+        return plain_times(column) if name == time else plain_numbers(column)
+
+    blocks = []
+    with open_csv(path) as stream:
+        names = csv_header(stream.readline(_HEADER), str(path))
+        try:
+            for block in line_blocks(stream, _BLOCK):
+                table = parse_csv(block, str(path), names, columns)
+                blocks.append(pa.table({name: cells(table[name], name) for name in columns}))
+        except (pa.ArrowInvalid, DataError):
+            return None
+    return pa.concat_tables(blocks) if blocks else None
 
 
 def release() -> None:

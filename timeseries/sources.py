@@ -22,6 +22,7 @@ from manyheads.timeseries.readers import (
     column_names,
     from_pandas,
     kind_of,
+    line_blocks,
     open_csv,
     parse_csv,
     refusing_broken,
@@ -113,22 +114,6 @@ def _layout(names: Sequence[str], source: str, named: ColumnNames) -> Layout:
     return find_layout(names, source, **there)
 
 
-def _line_blocks(stream: IO[bytes], end: int | None) -> Iterator[bytes]:
-    """Yield blocks of whole lines from where a stream stands; empty lines at the end are left out."""
-    held, left = b"", end - stream.tell() if end is not None else None
-    while data := stream.read(BLOCK if left is None else min(BLOCK, left)):
-        left = None if left is None else left - len(data)
-        held += data
-        cut = held.find(b"\n", len(held.rstrip(b"\r\n"))) + 1  # after the last line that has text
-        if cut == 0 or not held[:cut].strip(b"\r\n"):
-            cut = held.rfind(b"\n", 0, len(held.rstrip(b"\r\n"))) + 1
-        if cut:
-            yield held[:cut]
-            held = held[cut:]
-    if held.strip(b"\r\n"):
-        yield held
-
-
 def _id_changes(column: pa.ChunkedArray, file: File, row: int) -> tuple[list[str], NDArray[np.int64]]:
     """Return the ids of a block's runs, and the block's rows at which they begin."""
     import pyarrow as pa
@@ -161,7 +146,7 @@ def _csv_marks(file: File) -> Iterator[Marks]:
     with open_csv(Path(file.name)) as stream:
         stream.readline()
         byte = stream.tell()
-        for block in _line_blocks(stream, None):
+        for block in line_blocks(stream, BLOCK):
             table = parse_csv(block, file.name, file.names, [file.layout.id], row + 2)
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
             if len(ends) + (not block.endswith(b"\n")) != len(table):
@@ -306,7 +291,7 @@ def _csv_blocks(file: File, stream: IO[bytes], run: Run, wanted: Sequence[str]) 
     if run.end_byte is None:
         stream.readline()  # a wide file: all after the header
     row = run.first
-    for block in _line_blocks(stream, run.end_byte):
+    for block in line_blocks(stream, BLOCK, run.end_byte):
         table = parse_csv(block, file.name, file.names, wanted, row + 2)
         row += len(table)
         yield table

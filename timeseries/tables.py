@@ -92,6 +92,23 @@ def _slow_numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[n
     return found
 
 
+def plain_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts as numbers; raises pyarrow's ArrowInvalid where one is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pc.utf8_trim_whitespace(column)
+    return pc.cast(pc.if_else(pc.is_in(text, value_set=pa.array(NULLS, text.type)), None, text), pa.float64())
+
+
+def plain_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts as timestamps; raises pyarrow's ArrowInvalid where one has not the plain form."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.cast(pc.utf8_trim_whitespace(column), pa.timestamp("us"))
+
+
 def parse_numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[np.float64]:
     """Return a column's numbers, NaN where a cell is empty.
 
@@ -102,10 +119,8 @@ def parse_numbers(column: pa.ChunkedArray, name: str, where: Where) -> NDArray[n
     import pyarrow.compute as pc
 
     if _is_text(column):
-        text = pc.utf8_trim_whitespace(column)
         try:
-            cells = pc.if_else(pc.is_in(text, value_set=pa.array(NULLS, text.type)), None, text)
-            found = pc.cast(cells, pa.float64()).to_numpy()
+            found = plain_numbers(column).to_numpy()
         except pa.ArrowInvalid:
             found = _slow_numbers(column, name, where)
     else:
@@ -241,11 +256,10 @@ def parse_times(column: pa.ChunkedArray, name: str, where: Where) -> Times:
         first = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(f"{named(first)}: no timestamp")
     if _is_text(column):
-        text = pc.utf8_trim_whitespace(column).combine_chunks()
         try:
-            return pc.cast(text, pa.timestamp("us")).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:  # not the plain form: zones, slashes, months without a day
-            return _text_times(text, named)
+            return plain_times(column).to_numpy()
+        except pa.ArrowInvalid:  # zones, slashes, months without a day
+            return _text_times(pc.utf8_trim_whitespace(column).combine_chunks(), named)
     if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
         raise DataError(
             f"{named(0)}: {column.type} cells are not dates; write them as in 2016-12-31 23:00:00"

@@ -214,7 +214,8 @@ def open_ahead(source: object, layout: Layout) -> Ahead:
         hint = did_you_mean(lacking, names)
         raise DataError(f"{name}: no column {lacking!r}{hint} (columns: {', '.join(names)})")
     if isinstance(source, str | Path):
-        table, unit = readers.read_table(Path(source), wanted)
+        coded = [column for column in wanted if column == layout.id or column in layout.categorical]
+        table, unit = readers.read_table(Path(source), wanted, coded, layout.time)
     empty = Ahead(name, unit, np.zeros(0, "datetime64[us]"), {}, {})
     ds = tables.parse_times(table[layout.time], layout.time, empty.where)
     cells = {c: tables.parse_cells(table[c], c, empty.where, c in layout.categorical) for c in layout.future}

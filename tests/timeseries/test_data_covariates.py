@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from manyheads.core.errors import DataError, UsageError
+from manyheads.timeseries import readers
 from manyheads.timeseries.covariates import Covariates, Role
 from manyheads.timeseries.data import ForecastData
-from manyheads.timeseries.frames import read
+from manyheads.timeseries.frames import Series, read
 from manyheads.timeseries.preprocessing import Preprocessing
+from manyheads.timeseries.tables import Cells, Coded
 
 L, P, T = 12, 6, 100  # of 100 rows, 70 train and 20 test ones
 NAMED = {
@@ -106,6 +108,61 @@ def test_csv_and_parquet_are_one(tmp_path: Path) -> None:
     typed = made(frame, tmp_path)
     assert torch.equal(text.train_windows.rows, typed.train_windows.rows)
     assert text.preprocessing() == typed.preprocessing()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_blocks_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
+) -> None:
+    frame = stores()
+    frame.loc[[5, 130], ["y", "sky"]] = None
+    frame.to_csv(tmp_path / name, index=False, lineterminator=end)
+    options = {**NAMED, "missing": "mask"}
+
+    def rows() -> list[Series]:
+        return read(tmp_path / name, **options)  # type: ignore[arg-type]
+
+    whole = rows()
+    monkeypatch.setattr(readers, "_read_compact", lambda *_: None)  # all of the text at once
+    texts = rows()
+    monkeypatch.undo()
+    monkeypatch.setattr(readers, "_BLOCK", 500)
+    blocks = rows()
+    for one, two, three in zip(whole, texts, blocks, strict=True):
+        for other in (two, three):
+            assert (one.id, one.columns, one.freq) == (other.id, other.columns, other.freq)
+            np.testing.assert_array_equal(one.ds, other.ds)
+            np.testing.assert_array_equal(one.values, other.values)
+            for column, cells in one.covariates.items():
+                np.testing.assert_array_equal(texts_of(cells), texts_of(other.covariates[column]))
+
+
+def texts_of(cells: Cells) -> np.ndarray:
+    return np.array([*cells.values, ""])[cells.codes] if isinstance(cells, Coded) else cells
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2020-01-03 12:00:00", "2020/01/03 12:00", None),  # another form of the same
+        ("2020-01-03 12:00:00", "someday", r"t.csv, line 62, column 'ds': 'someday' is not a date"),
+        (",clear,", ",cle\nar,", r"t.csv: .*line \d+: Expected 9 columns, got \d"),
+    ],
+)
+def test_a_cell_that_is_not_plain_is_read_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str | None
+) -> None:
+    monkeypatch.setattr(readers, "_BLOCK", 500)
+    path = tmp_path / "t.csv"
+    stores()[:T].to_csv(path, index=False)
+    whole = read(path, **NAMED)  # type: ignore[arg-type]
+    path.write_text(path.read_text().replace(old, new, 1))
+    if message is None:
+        np.testing.assert_array_equal(read(path, **NAMED)[0].ds, whole[0].ds)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(DataError, match=message):
+            read(path, **NAMED)  # type: ignore[arg-type]
 
 
 def test_the_order_of_rows_between_series_does_not_matter(tmp_path: Path) -> None:
