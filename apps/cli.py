@@ -141,9 +141,9 @@ def models(args: Sequence[str]) -> int:
     if parsed.json:
         print(json.dumps([vars(entry) for entry in found]))
         return 0
-    width = max(len(entry.name) for entry in found)
+    width, tasks = (max(len(getattr(entry, key)) for entry in found) for key in ("name", "task"))
     for entry in found:
-        print(f"{entry.name:{width}}  {entry.domain:10}  {entry.task:9}  {entry.summary}")
+        print(f"{entry.name:{width}}  {entry.domain:10}  {entry.task:{tasks}}  {entry.summary}")
     return 0
 
 
