@@ -16,8 +16,9 @@ from manyheads.timeseries.reconstruction.masks import draw_gaps, last_value, lin
 from manyheads.timeseries.reconstruction.scores import figures, fit_thresholds, rebuild, row_scores
 
 if TYPE_CHECKING:
-    from manyheads.timeseries.reconstruction.data import DetectionData, ScoredBatch
+    from manyheads.timeseries.reconstruction.data import DetectionData
     from manyheads.timeseries.reconstruction.masks import MaskedBatch
+    from manyheads.timeseries.reconstruction.parts import ScoredBatch
     from manyheads.timeseries.windows import Batch
 
 Link = tuple[str, str, Literal["parse", "instantiate"]]
