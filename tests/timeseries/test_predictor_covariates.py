@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -119,9 +120,9 @@ def expected(frame: pd.DataFrame, mean: float = 10.0, scale: float = 2.0) -> np.
     return np.asarray((x + told + past + static + code) * scale + mean)
 
 
-def save(frame: pd.DataFrame, path: Path) -> Path:
+def save(frame: pd.DataFrame, path: Path, group: int = 17) -> Path:
     if path.name.endswith(".parquet"):
-        frame.to_parquet(path, row_group_size=17)
+        frame.to_parquet(path, row_group_size=group)
     else:
         frame.to_csv(path, index=False)
     return path
@@ -364,6 +365,30 @@ def test_conformal_ends_are_quantiles() -> None:
         other.predict(frame.rename(columns={"y": "z"}))
     with pytest.raises(UsageError, match=r"no quantile 0.1: the model has the quantiles 0.05, 0.95"):
         made.predict(frame, quantiles=[0.1])
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+@pytest.mark.parametrize("shape", ["long", "wide", "long future"])
+def test_memory_does_not_grow_with_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: str
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK", 1 << 16)
+    monkeypatch.setattr(sources, "BATCH", 1 << 11)
+    made, peaks = predictor(), []
+    for times in (1, 10):
+        if shape == "long":
+            frame = pd.concat([shop(f"s{i:04d}", 300) for i in range(20 * times)])
+        else:
+            rows, ahead = (6000 * times, P) if shape == "wide" else (500, 5500 * times)
+            frame = shop("w", rows, ahead).drop(columns="unique_id")
+        path = save(frame, tmp_path / name, 3000)
+        tracemalloc.start()
+        for shard in made.shards(path, 16):
+            for record in made.read(shard):
+                assert len(made.prepare(record).inputs["future"]) == L + P
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] <= 1.2 * peaks[0] + (1 << 17)  # an index entry a series, 200 of them, is the rest
 
 
 def trained(tmp_path: Path, **options: Any) -> Predictor:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from manyheads.core.errors import DataError
-from manyheads.timeseries.scaling import StandardScaler, window_statistics
+from manyheads.timeseries.scaling import SeriesScaler, StandardScaler, window_statistics
 
 RNG = np.random.default_rng(0)
 
@@ -94,3 +95,56 @@ def test_unknown_columns_take_their_own_window() -> None:
 def test_window_statistics_of_nothing() -> None:
     mean, scale = window_statistics(np.full((5, 1), np.nan))
     assert (mean[0], scale[0]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_many_small_tables_give_what_one_gives(offset: float) -> None:
+    values = RNG.normal(size=(600, 2)) * np.array([1.0, 1e-3]) + offset
+    values[::7, 0] = np.nan
+    cuts = [0, 1, 2, 50, 51, 400, 600]
+    tables = [values[a:b] for a, b in pairwise(cuts)]
+    many, one = StandardScaler.fit(iter(tables), "ab"), StandardScaler.fit([values], "ab")
+    np.testing.assert_allclose(many.mean, one.mean, rtol=1e-14)
+    np.testing.assert_allclose(many.scale, one.scale, rtol=1e-12 if offset == 0.0 else 1e-6)
+
+
+def test_a_constant_column_of_many_tables() -> None:
+    scaler = StandardScaler.fit([np.full((7, 1), 0.1)] * 1000, ["flat"])
+    assert scaler.scale[0] == 1.0
+
+
+def test_series_have_their_own_statistics() -> None:
+    tables = {"a": RNG.normal(5.0, 2.0, (90, 2)), "b": np.full((3, 2), 7.0)}
+    scaler = SeriesScaler.fit(tables, ("u", "v"))
+    again = SeriesScaler.from_json(json.loads(json.dumps(scaler.to_json())))
+    assert again.ids == {"a": 0, "b": 1}
+    for each in (scaler, again):
+        a, b = each.of("a"), each.of("b")
+        assert a is not None
+        assert b is not None
+        assert a.mean.tobytes() == StandardScaler.fit([tables["a"]], ("u", "v")).mean.tobytes()
+        assert a.scale.tobytes() == StandardScaler.fit([tables["a"]], ("u", "v")).scale.tobytes()
+        assert (b.mean.tolist(), b.scale.tolist()) == ([7.0, 7.0], [1.0, 1.0])
+        assert each.of("c") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ["a", "a"]}, "one mean and scale a series and column"),
+        ({"ids": ["a"]}, "one mean and scale a series and column"),
+        ({"scale": [[1.0], [0.0]]}, "positive"),
+        ({"extra": []}, "a scaler has ids, columns, mean and scale"),
+    ],
+)
+def test_a_series_scaler_is_read_strictly(change: dict[str, list[object]], message: str) -> None:
+    saved = {"ids": ["a", "b"], "columns": ["y"], "mean": [[1.0], [2.0]], "scale": [[1.0], [3.0]]}
+    assert SeriesScaler.from_json(saved).mean.shape == (2, 1)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        SeriesScaler.from_json({**saved, **change})  # type: ignore[arg-type]
+
+
+def test_take() -> None:
+    scaler = StandardScaler(("a", "b"), np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    taken = scaler.take(("b",))
+    assert (taken.columns, taken.mean.tolist(), taken.scale.tolist()) == (("b",), [2.0], [4.0])

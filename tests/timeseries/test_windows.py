@@ -137,3 +137,48 @@ def test_gaps_are_filled_in_x_and_kept_in_y() -> None:
     assert not batch["x"].isnan().any()
     assert batch["x"][2, 4, 0] == rows[5, 0]  # row 6 of the window that begins at 2: the value before it
     assert batch["y"].isnan().sum() == 2  # of the windows that begin at 0 and at 1
+
+
+def test_covariates_stand_behind_the_marks() -> None:
+    rows, static = table(), torch.arange(6.0).view(3, 2)
+    rows[36, 3] = rows[38, 5] = float("nan")
+    windows = Windows(rows, 1, RANGES, L, P, past=1, future=2, static=static)
+    batch = windows.batch(torch.tensor([0, 17]))  # the first one, and the only one of the last series
+    assert batch["series"].tolist() == [0, 2]
+    assert torch.equal(batch["static"], static[[0, 2]])
+    assert [batch[key].shape for key in ("x", "y", "x_mark", "y_mark", "past", "future")] == [  # type: ignore[literal-required]
+        (2, L, 1),
+        (2, P, 1),
+        (2, L, 2),
+        (2, P, 2),
+        (2, L, 1),
+        (2, L + P, 2),
+    ]
+    assert torch.equal(batch["past"][0], rows[:L, 3:4])
+    assert torch.equal(batch["future"][0], rows[: L + P, 4:])
+    assert batch["past"][1, 1, 0] == rows[35, 3]
+    assert batch["future"][1, 3, 1] == rows[37, 5]
+    assert "observed" not in batch
+
+
+def test_observed_is_there_where_values_may_be_masked() -> None:
+    rows = table()
+    rows[6, 0] = float("nan")
+    batch = Windows(rows, N, RANGES, L, P, masked=True).batch(torch.tensor([2, 17]))
+    assert batch["observed"].dtype == torch.bool
+    assert (~batch["observed"]).nonzero().tolist() == [[0, 4, 0]]
+
+
+def test_each_window_is_located() -> None:
+    ranges = [(0, 3), (3, 20), (20, 27), (27, 43)]  # the first and the third hold none
+    windows = Windows(table(), N, ranges, L, P)
+    series, first = windows.locate(np.arange(len(windows)))
+    assert first.tolist() == starts(ranges)
+    assert series.tolist() == [1] * 10 + [3] * 9
+
+
+def test_an_order_is_that_of_numpy_in_four_bytes() -> None:
+    loader = WindowLoader(Windows(table(), N, RANGES, L, P), 4, shuffle=True, seed=3)
+    order = loader.order(2)
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(order, np.random.default_rng([3, 2]).permutation(18))
