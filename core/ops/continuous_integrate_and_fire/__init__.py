@@ -6,6 +6,7 @@ README.md beside this file says how the frames' shares are found without a loop.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -73,12 +74,23 @@ def continuous_integrate_and_fire(
                  [77.5000]]])
     """
     _check(hidden, alpha, threshold, lengths, tail, max_tokens, state)
-    backend = choose(OP, device=hidden.device.type, dtype=hidden.dtype).backend
-    run = (reference if backend == "reference" else pieces).continuous_integrate_and_fire
-    return run(
+    return _module(hidden, alpha, state).continuous_integrate_and_fire(
         hidden, alpha, threshold=threshold, lengths=lengths, tail=tail, max_tokens=max_tokens, state=state,
         return_state=return_state,
     )  # fmt: skip
+
+
+def _module(hidden: Tensor, alpha: Tensor, state: FireState | None) -> ModuleType:
+    """The backend's."""
+    given = (hidden, alpha) if state is None else (hidden, alpha, *state)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    learns = learns or torch.compiler.is_compiling()
+    backend = choose(OP, device=hidden.device.type, dtype=hidden.dtype, learns=learns).backend
+    if backend == "numba":
+        from manyheads.core.ops.continuous_integrate_and_fire import numba
+
+        return numba
+    return reference if backend == "reference" else pieces
 
 
 def _check(

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core.dispatch import choose, use_backend
+from manyheads.core.ops.continuous_integrate_and_fire import FireState, reference
 from manyheads.core.ops.continuous_integrate_and_fire import continuous_integrate_and_fire as fire
-from manyheads.core.ops.continuous_integrate_and_fire import reference
 from manyheads.core.testing import assert_accurate, check_gradients, nan_filled_empties
 
 TOLERANCE = 1e-5  # relative and absolute, as the recorded cases' notes ask for
 BACKENDS = ["torch", "reference"]
+PLAIN = ["numba", *BACKENDS]  # without gradients
 
 
 def inputs(batch: int, frames: int, dim: int = 5, top: float = 0.8, seed: int = 0) -> list[Tensor]:
@@ -139,6 +140,47 @@ def test_float64_rule(frames, top, threshold):
         assert_accurate(*pair(threshold=threshold, lengths=lengths, tail=0.45), *inputs(3, frames, top=top))
 
 
+@pytest.mark.parametrize(
+    ("frames", "top", "dim"),
+    [(1, 4.0, 1), (63, 0.8, 5), (100, 0.2, 5), (197, 2.5, 3), (40, 0.0, 5), (700, 1.0, 300)],
+)
+@pytest.mark.parametrize("threshold", [1.0, 0.7])
+@pytest.mark.parametrize("max_tokens", [None, 0, 7, 400])
+def test_compiled_loops(frames, top, dim, threshold, max_tokens):
+    """Without gradients: all outputs against float64, also with lengths, a tail and what others left."""
+    given = [x.detach() for x in inputs(3, frames, dim, top=top)]
+    state = FireState(torch.randn(3, dim), torch.tensor([0.0, 3.3, 0.2], dtype=torch.float64))
+    rows = torch.tensor([frames, frames // 2, 0])
+    for options in ({}, {"lengths": rows, "tail": 0.45}, {"lengths": rows, "tail": 2.5, "state": state}):
+        options |= {"threshold": threshold, "max_tokens": max_tokens}
+        with nan_filled_empties(), use_backend("numba"):
+            fired = fire(*given, **options, return_state=True)
+        with use_backend("reference"):
+            wanted = fire(given[0].double(), given[1].double(), **options, return_state=True)
+        assert torch.equal(fired.counts, wanted.counts)
+        close(fired.tokens, wanted.tokens.float())
+        close(fired.fires, wanted.fires.float())
+        close(fired.state.partial, wanted.state.partial.float())
+        torch.testing.assert_close(fired.state.total, wanted.state.total)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_huge_weight_takes_no_longer(backend):
+    hidden, alpha = (x.detach() for x in inputs(1, 3))
+    alpha[0, 1] = 1e15
+    with use_backend(backend):
+        fired = fire(hidden, alpha, max_tokens=2)
+    assert fired.counts.item() >= 10**15
+    close(fired.tokens[:, 1], hidden[:, 1])
+
+
+def test_compiled_loops_leave_the_state_alone():
+    hidden, alpha = (x.detach() for x in inputs(2, 9))
+    state = FireState(torch.ones(2, 5), torch.full((2,), 0.5, dtype=torch.float64))
+    fire(hidden, alpha, state=state, return_state=True)
+    assert state.partial.eq(1).all() and state.total.eq(0.5).all()
+
+
 @pytest.mark.parametrize("max_tokens", [0, 1, 7, 100])
 def test_a_given_number_of_tokens(max_tokens):
     hidden, alpha = inputs(3, 50)
@@ -160,7 +202,7 @@ def test_float64_rule_in_half_precision(dtype):
     assert fire(half, alpha).tokens.dtype == dtype
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", PLAIN)
 def test_by_hand(backend):
     """A weight of two tokens; a token that ends with a frame; a rest."""
     hidden = torch.tensor([[[1.0], [10.0], [100.0]], [[1.0], [10.0], [100.0]]])
@@ -250,7 +292,7 @@ def test_chunks_are_one_pass(sizes, backend):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", PLAIN)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_not_finite(backend, value):
     hidden, alpha = (x.detach() for x in inputs(2, 30))
@@ -288,7 +330,9 @@ def test_compiles_without_a_graph_break(dynamic):
 
 
 def test_dispatch():
-    assert choose("continuous_integrate_and_fire", device="cpu", dtype=torch.float32).backend == "torch"
+    given = {"device": "cpu", "dtype": torch.float32}
+    assert choose("continuous_integrate_and_fire", **given).backend == "numba"
+    assert choose("continuous_integrate_and_fire", **given, learns=True).backend == "torch"
 
 
 def test_refusals():
