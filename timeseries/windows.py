@@ -76,10 +76,10 @@ class Windows:
         self.n_values, self.seq_len, self.pred_len = n_values, seq_len, pred_len
         self.static, self.masked = static, masked
         length, width = seq_len + pred_len, rows.shape[1]
-        self._firsts = np.array([first for first, _ in ranges], np.int64)
-        counts = [max(0, end - length + 1 - first) for first, end in ranges]
-        # What is kept is a number a series: a window's row is computed when it is asked for.
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        counts = np.array([max(0, end - length + 1 - first) for first, end in ranges], np.int64)
+        # What is kept is two numbers a series: a window's row is computed when it is asked for.
+        self._ends = np.cumsum(counts)
+        self._shifts = np.array([first for first, _ in ranges], np.int64) - (self._ends - counts)
         self._cuts = (n_values, width - future - past, width - future)  # where marks, past, future begin
         n, p, f = self._cuts
         gaps = np.zeros(width, bool)
@@ -101,7 +101,7 @@ class Windows:
             indices `[B]`; returns `[B]` and `[B]`.
         """
         series = np.searchsorted(self._ends, indices, side="right")
-        return series, self._firsts[series] + (indices - self._ends[series - 1] * (series > 0))
+        return series, self._shifts[series] + indices
 
     def batch(self, indices: Tensor) -> Batch:
         """Gather the windows of some indices.
@@ -212,12 +212,15 @@ class WindowLoader(Generic[B_co]):
         # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
         first = self._given if self._resumed else 0
         self._resumed = False
-        (rank, world), n = self.part, len(self.windows)
-        order = self.order(self._epoch) if self.shuffle else None
+        (rank, world), n, size = self.part, len(self.windows), self.batch_size
+        mine = self.order(self._epoch)[rank : n - n % world : world] if self.shuffle else None
         for i in range(first, len(self)):
             self._given = i + 1
-            mine = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, n // world)) * world + rank
-            yield self.windows.gather(mine if order is None else order[mine])
+            if mine is None:
+                indices = np.arange(i * size, min((i + 1) * size, n // world)) * world + rank
+            else:
+                indices = mine[i * size : (i + 1) * size]
+            yield self.windows.gather(indices)
         self._epoch, self._given = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
