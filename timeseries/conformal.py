@@ -157,7 +157,8 @@ class RollingConformal:
         coverages: Shares of the truth that the intervals shall hold, rising.
         step: Rows from a forecast to the next.
         keep: Errors to remember for each step and variate.
-        rate: How fast levels move.
+        rate: How fast levels move: by this share of the error a forecast, divided by the forecasts that pass
+            until an error is known, in which a faster level would overshoot.
 
     Shape:
         errors `[W, P, N]`.
@@ -179,12 +180,12 @@ class RollingConformal:
         coverages: Sequence[float],
         step: int = 1,
         keep: int = 500,
-        rate: float = 0.02,
+        rate: float = 0.05,
     ) -> None:
         check_levels(coverages, "conformal")
         if not errors.size:
             raise DataError("rolling intervals need errors of earlier forecasts to begin with")
-        self.coverages, self._shape, self._rate = tuple(coverages), errors.shape[1:], rate
+        self.coverages, self._shape = tuple(coverages), errors.shape[1:]
         steps, variates = self._shape
         chosen = errors[::-1][::step][:keep][::-1].reshape(-1, steps * variates)
         self._ring = np.where(np.isnan(chosen), np.inf, chosen).T.copy()  # [P * N, K], inf where unknown
@@ -194,6 +195,7 @@ class RollingConformal:
         self._target, self._alpha = target, np.repeat(target, steps * variates, axis=1)
         # After so many further forecasts the truth of a step is known.
         self._delay = np.repeat(-(-np.arange(1, steps + 1) // step), variates)
+        self._rate = rate / self._delay
         self._pending: list[tuple[Floats, NDArray[np.bool_]]] = []
 
     def radius(self) -> Floats:
@@ -234,7 +236,7 @@ class RollingConformal:
         known = np.stack([each for each, _ in self._pending])[row[cells], cells]
         cells, known = cells[~np.isnan(known)], known[~np.isnan(known)]
         missed = np.stack([each for _, each in self._pending])[row[cells], :, cells].T  # [C, cells]
-        self._alpha[:, cells] += self._rate * (self._target - missed)
+        self._alpha[:, cells] += self._rate[cells] * (self._target - missed)
         self._remember(cells, known)
 
     def _remember(self, cells: NDArray[np.intp], errors: Floats) -> None:

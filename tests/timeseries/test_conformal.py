@@ -160,6 +160,24 @@ def test_an_error_is_used_when_its_truth_is_known_and_not_before(step):
         two.add(later[done])
 
 
+def test_levels_do_not_swing_where_an_error_is_known_late():
+    """Errors that are alike for long, and 48 forecasts old when known, leave the width about as it is."""
+    shocks = np.random.default_rng(0).standard_normal(3000)
+    path = np.zeros(3000)
+    for t in range(1, 3000):
+        path[t] = 0.9 * path[t - 1] + shocks[t]
+    errors = np.lib.stride_tricks.sliding_window_view(np.abs(path), 48)[:, :, None]
+    rolling, wide = RollingConformal(errors[:1000], [0.9], keep=400), []
+    inside = rolled(rolling, errors[1000:2500])
+    split = SplitConformal.fit(errors[:1000], [0.9], "a").radius
+    for each in errors[2500:2900]:
+        wide.append(rolling.radius()[0, -1, 0])
+        rolling.add(each)
+    assert inside.mean() == pytest.approx(0.9, abs=0.02)
+    assert np.min(wide) > 0.7 * split[0, -1, 0]
+    assert np.max(wide) < 1.4 * split[0, -1, 0]
+
+
 def test_rolling_with_missing_errors_keeps_what_it_knows():
     rolling = RollingConformal(noise(50), [0.8], keep=50)
     before = rolling.radius()
