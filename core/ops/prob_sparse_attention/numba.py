@@ -22,6 +22,9 @@ _BLOCK = 1 << 19
 # Products of a head that are kept until its rows are chosen (16 MiB); a head of more goes strip by strip, and
 # makes the chosen rows' products a second time.
 _PRODUCTS = 1 << 22
+# Products of a head that take about as long as a wait for Python's lock: beside other threads, fewer calls
+# are worth a slower multiplication by the values.
+_FEW = 1 << 14
 
 
 class Block(NamedTuple):
@@ -60,6 +63,7 @@ def forward(
     weights = torch.empty(batch, heads, count, k.shape[1])
     picks = None if index_sample is None else index_sample.int().contiguous().numpy().view(np.uint32)
     strip = max(1, min(length, _PRODUCTS // k.shape[1]))
+    whole = parallel.workers() > 1 and length * k.shape[1] <= min(_FEW, _PRODUCTS)
 
     def work(blocks: Sequence[Block]) -> None:
         most = max(block.size for block in blocks)
@@ -68,14 +72,18 @@ def forward(
             queries, keys, values = (block.of(x) for x in (q, k, v))
             best, p, found = block.rows(chosen), block.rows(weights), rows[: block.size]
             scores, where = _choose(queries, keys, picks, products[: block.size], best)
+            here = (
+                *_memory(values), k.shape[1], block.width, causal, best.numpy(), found.numpy(),
+                block.samples.start, block.heads.start * dim, out.flatten(2).numpy(),
+            )  # fmt: skip
+            if whole:
+                numba_kernels.finish(scores.numpy(), np.float32(scale), p.numpy(), *here)
+                continue
             numba_kernels.softmax(
                 scores.numpy(), where.numpy(), best.numpy(), np.float32(scale), causal, p.numpy()
             )
             _multiply(p, values, found)
-            numba_kernels.fill(
-                *_memory(values), k.shape[1], block.width, causal, best.numpy(), found.numpy(),
-                block.samples.start, block.heads.start * dim, out.flatten(2).numpy(),
-            )  # fmt: skip
+            numba_kernels.fill(*here)
 
     _share(work, batch, heads, length * k.shape[1])
     return out.to(v.dtype), chosen, weights
@@ -130,6 +138,11 @@ def _choose(
     """
     length, strip = queries.shape[1], products.shape[1]
     measures = torch.empty(len(products), length)
+    if strip == length and picks is not None:
+        _products(queries, keys, products)
+        if not numba_kernels.rank(products.numpy(), picks, measures.numpy(), best.numpy()):
+            best.copy_(measures.topk(best.shape[1], sorted=False).indices)
+        return products, best
     for first in range(0, length, strip):
         part = slice(first, min(first + strip, length))
         found = products[:, : part.stop - first]  # dense: there is one head where there are several strips

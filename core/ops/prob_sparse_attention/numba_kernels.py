@@ -41,6 +41,24 @@ def join(x, y, out):
 
 
 @inline
+def add_four(x, w, u, first, second):
+    """Add four rows, by two rows' weights, to the sums of both."""
+    a, b, c, d = x[0], x[1], x[2], x[3]
+    wa, wb, wc, wd = w[0], w[1], w[2], w[3]
+    ua, ub, uc, ud = u[0], u[1], u[2], u[3]
+    for i in range(len(first)):
+        first[i] += wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i]
+        second[i] += ua * a[i] + ub * b[i] + uc * c[i] + ud * d[i]
+
+
+@inline
+def add_weighted(x, weight, total):
+    """Add a weighted row to another."""
+    for d in range(len(total)):
+        total[d] += weight * x[d]
+
+
+@inline
 def put(rows, chosen, heads, b, first_b, first_d, out):
     """Write the rows `[n, u, D]` of a block's sample b to their positions in `[B, L, H * D]`."""
     dim = rows.shape[2]
@@ -147,6 +165,48 @@ def softmax_backward(weights, grad, scale):
                 delta += weights[n, r, j] * grad[n, r, j]
             for j in range(keys):
                 grad[n, r, j] = weights[n, r, j] * (grad[n, r, j] - delta) * scale
+
+
+@kernel
+def weigh(weights, v, stride_b, stride_l, stride_h, heads, out):
+    """Multiply the weights `[n, u, Lk]` by the values into rows `[n, u, D]`."""
+    matrices, count, keys = weights.shape
+    dim, whole = out.shape[2], keys - keys % 4
+    spare = np.zeros(dim, np.float32)
+    values = np.empty((keys, dim), np.float32)  # a head's rows are far apart, and displace each other
+    for n in range(matrices):
+        first = n // heads * stride_b + n % heads * stride_h
+        for j in range(keys):
+            start = first + j * stride_l
+            copy(v[start : start + dim], values[j])
+        out[n] = np.float32(0.0)
+        for r in range(0, count, 2):
+            # Two rows read a value together; of an odd number the last one does so twice, once into nothing.
+            own, other = weights[n, r], weights[n, min(r + 1, count - 1)]
+            total, more = out[n, r], (out[n, r + 1] if r + 1 < count else spare)
+            for j in range(0, whole, 4):
+                add_four(values[j : j + 4], own[j : j + 4], other[j : j + 4], total, more)
+            for j in range(whole, keys):
+                add_weighted(values[j], own[j], total)
+                add_weighted(values[j], other[j], more)
+
+
+@kernel
+def rank(products, picks, measures, chosen):
+    """Measure the queries and choose; as `measure` and `choose`."""
+    measure(products, picks, measures)
+    return choose(measures, chosen)
+
+
+@kernel
+def finish(
+    products, scale, weights, v, stride_b, stride_l, stride_h, keys, heads, causal, chosen, rows,
+    first_b, first_d, out,
+):  # fmt: skip
+    """Go from products to the result, where all queries' are there; as `softmax`, `weigh` and `fill`."""
+    softmax(products, chosen, chosen, scale, causal, weights)
+    weigh(weights, v, stride_b, stride_l, stride_h, heads, rows)
+    fill(v, stride_b, stride_l, stride_h, keys, heads, causal, chosen, rows, first_b, first_d, out)
 
 
 @kernel
