@@ -90,5 +90,5 @@ def test_memory_grows_with_the_rows_once_and_not_with_the_windows(tmp_path: Path
     print(f"500 x 8000, seq_len 720: {windows} train windows, {wide:.0f} MiB")
     assert abs(wide - peaks["few"]) <= 50
     assert abs(peaks["many"] - peaks["few"]) <= 50
-    # 20 bytes a row are kept (target and calendar in float32), 16 are read (time and target), 4 order windows.
+    # A row keeps 20 bytes (target and calendar in float32), 16 are read (time, target), 4 order its window.
     assert peaks["twice"] - peaks["few"] <= 4_000_000 * 60 / 2**20
