@@ -106,9 +106,10 @@ class Record:
         there = ~answer.y.isnan()
         error = (answer.y - answer.point) / self.sums.unit[answer.series][:, None]
         parts = [error.square(), error.abs()]
-        for low, high in self.sums.intervals if answer.quantiles is not None else ():
-            ends = answer.quantiles[..., low], answer.quantiles[..., high]
-            parts.append(((answer.y >= ends[0]) & (answer.y <= ends[1])).double())
+        if answer.quantiles is not None:
+            for low, high in self.sums.intervals:
+                ends = answer.quantiles[..., low], answer.quantiles[..., high]
+                parts.append(((answer.y >= ends[0]) & (answer.y <= ends[1])).double())
         count = there.sum(dim=(1, 2))
         means = torch.stack([torch.where(there, part, 0.0).sum(dim=(1, 2)) / count for part in parts], dim=1)
         rows = zip(answer.series.tolist(), answer.rows.tolist(), count.tolist(), means.tolist(), strict=True)
@@ -117,34 +118,41 @@ class Record:
             texts = ["" if math.isnan(figure) else f"{figure:.6g}" for figure in figures]
             self._writer.writerow([of.id, of.ds[row].item().isoformat(sep=" "), targets, *texts])
             if series < MOST_PANELS:
-                self._last[series] = Answer(*(each if each is None else each[i] for each in answer))
+                self._last[series] = answer.at(i)
 
     def draw(self, path: Path, title: str) -> None:
         """Draw the last window of the first series."""
-        panels = [panel for i in sorted(self._last) for panel in self._panels(i, self._last[i])]
+        levels = self.sums.levels
+        panels = [
+            panel for i in sorted(self._last) for panel in panels_of(self.tested, i, self._last[i], levels)
+        ]
         draw_forecasts(panels[:MOST_PANELS], path, title)
 
-    def _panels(self, i: int, last: Answer) -> Iterator[Panel]:
-        series, row = self.tested.series[i], int(last.rows)
-        known, ahead = (
-            slice(max(0, row - 2 * self.tested.seq_len), row),
-            slice(row, row + self.tested.pred_len),
+
+def panels_of(tested: Tested, i: int, one: Answer, levels: Sequence[float]) -> Iterator[Panel]:
+    """Make the panels of one window of a series, with twice the model's history.
+
+    Args:
+        tested: Names what is drawn.
+        i: The series.
+        one: The window's forecast, as a batch of one.
+        levels: Levels of its quantiles.
+    """
+    series, row = tested.series[i], int(one.rows[0])
+    known, ahead = slice(max(0, row - 2 * tested.seq_len), row), slice(row, row + tested.pred_len)
+    for j, name in enumerate(tested.names(i)):
+        fan = (
+            {} if one.quantiles is None else dict(zip(levels, one.quantiles[0, :, j].T.numpy(), strict=True))
         )
-        for j, name in enumerate(self.tested.names(i)):
-            fan = (
-                {}
-                if last.quantiles is None
-                else dict(zip(self.sums.levels, last.quantiles[:, j].T, strict=True))
-            )
-            yield Panel(
-                name,
-                series.ds[known],
-                series.values[known, j],
-                series.ds[ahead],
-                last.point[:, j].numpy(),
-                {level: values.numpy() for level, values in fan.items()},
-                last.y[:, j].numpy(),
-            )
+        yield Panel(
+            name,
+            series.ds[known],
+            series.values[known, j],
+            series.ds[ahead],
+            one.point[0, :, j].numpy(),
+            fan,
+            one.y[0, :, j].numpy(),
+        )
 
 
 def _coverages(sums: SeriesSums) -> list[float]:
@@ -168,15 +176,15 @@ def _number(value: Tensor) -> float | None:
     return None if value.isnan() else float(value)
 
 
-def results(tested: Tested, sums: SeriesSums) -> dict[str, object]:
-    """Return the figures overall and by series, as `backtest.json` holds them."""
+def results(tested: Tested, sums: SeriesSums) -> tuple[Figures, list[Figures]]:
+    """Return the figures overall, and by series."""
     by_series = sums.by_series()
     rows: list[Figures] = []
     for i in range(len(tested.series)):
         for j, name in enumerate(tested.names(i)):
             figures = _plain({key: value[i, j] for key, value in by_series.items()}, sums)
             rows.append({"unique_id": name, "windows": int(sums.windows[i]), **figures})
-    return {"overall": _plain(sums.overall(), sums), "series": rows}
+    return _plain(sums.overall(), sums), rows
 
 
 def write_series(path: Path, rows: Sequence[Figures]) -> None:

@@ -135,8 +135,10 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None
     """
     action, *rest = args
     if action not in ACTIONS:
-        known = (*ACTIONS, *TOOLS.get(domain, {}))
-        raise UsageError(f"no action {action!r}{did_you_mean(action, known)} (actions: {', '.join(known)})")
+        actions = (*ACTIONS, *TOOLS.get(domain, {}))
+        raise UsageError(
+            f"no action {action!r}{did_you_mean(action, actions)} (actions: {', '.join(actions)})"
+        )
     if any(arg in ("-h", "--help") for arg in rest):
         return action, find_task(domain, *_values(rest, "--task")[-1:]), None
     resolved = _with_config_paths(domain, rest)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 INTERVAL_S = 10.0  # between two lines where there is no terminal
 
@@ -33,20 +36,20 @@ class Display:
 
     def __init__(self, total: float, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._total, self._quiet, self._stream = total, quiet, stream or sys.stderr
-        self._printed, self._bar = time.monotonic(), None
+        self._printed = time.monotonic()
+        self._bar: Bar | None = None
 
-    def start(self, opening: str, done: float, state: str) -> None:
+    def start(self, opening: str, done: int, state: str) -> None:
         """Print what is to come, and show the bar on a terminal."""
         if self._quiet:
             return
         print(opening, file=self._stream, flush=True)
         if self._stream.isatty():
+            from rich import progress
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
 
-            columns = (BarColumn(), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, console=Console(file=self._stream), transient=True)
+            columns = (progress.BarColumn(), progress.TextColumn("{task.description}"))
+            self._bar = progress.Progress(*columns, console=Console(file=self._stream), transient=True)
             self._task = self._bar.add_task(state, total=self._total, completed=done)
             self._bar.start()
 

@@ -18,6 +18,7 @@ from manyheads.apps.jobs import JobOptions, run_job
 from manyheads.apps.training import quieten, write_model_folder
 from manyheads.core.errors import UsageError
 from manyheads.timeseries.data import ForecastData
+from manyheads.timeseries.plots import Panel, draw_forecasts
 from manyheads.timeseries.task import Forecaster
 
 if TYPE_CHECKING:
@@ -125,30 +126,20 @@ def read_job(folder: Path) -> pd.DataFrame:
 
 def draw(history: pd.DataFrame, truth: pd.DataFrame, forecasts: pd.DataFrame, path: Path) -> None:
     """Draw history, truth and forecast, one panel a variate."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
-
     columns = [column for column in history.columns if column != "date"]
-    figure = Figure(figsize=(11, 1.7 * len(columns)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, column in zip(figure.subplots(len(columns), sharex=True), columns, strict=True):
-        forecast = forecasts[forecasts["unique_id"] == column]
-        axis.plot(history["date"], history[column], color="0.45", label="history")
-        axis.plot(truth["date"], truth[column], color="black", label="truth")
-        axis.plot(forecast["ds"], forecast["yhat"], color="tab:red", label="forecast")
-        axis.axvline(truth["date"].iloc[0], color="0.8", linewidth=0.8)
-        axis.set_ylabel(column)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.01)
-    figure.align_ylabels()
-    locator = AutoDateLocator()
-    axis.xaxis.set_major_locator(locator)
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
-    figure.suptitle("ETTh1: the last test window, 96 hours ahead", x=0.01, ha="left")
-    figure.savefig(path, dpi=110)
+    by_column = {column: forecasts[forecasts["unique_id"] == column] for column in columns}
+    panels = [
+        Panel(
+            column,
+            history["date"].to_numpy(),
+            history[column].to_numpy(),
+            forecast["ds"].to_numpy(),
+            forecast["yhat"].to_numpy(),
+            truth=truth[column].to_numpy(),
+        )
+        for column, forecast in by_column.items()
+    ]
+    draw_forecasts(panels, path, "ETTh1: the last test window, 96 hours ahead")
 
 
 def report(metrics: dict[str, Any], output: Path, seconds: float) -> None:

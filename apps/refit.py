@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,12 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from manyheads.apps.stopping import Stopping
 from manyheads.apps.training import CLI, build_trainer, load_weights
 from manyheads.core.errors import DataError
-from manyheads.timeseries.backtest import Tester
+from manyheads.timeseries.backtest import RollingModel
 from manyheads.timeseries.frames import Series
 from manyheads.timeseries.layout import Layout
 from manyheads.timeseries.preprocessing import Preprocessing
 from manyheads.timeseries.treatment import Range, fit_treatment
-from manyheads.timeseries.windows import WindowLoader
+from manyheads.timeseries.windows import Batch, WindowLoader
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,24 @@ class Refit:
         about: Its rows, epochs, loss, seed and seconds, in plain JSON.
     """
 
-    tester: Tester
+    tester: RollingModel
     validation: list[Range]
     about: dict[str, object]
 
 
 class StopBetweenBatches(Callback):
-    """Stop a training at once when a signal has come."""
+    """Stop a training at once when a signal comes; lightning would end it as if it were done."""
 
-    def __init__(self, stopping: Stopping) -> None:
-        self._stopping = stopping
+    def __init__(self) -> None:
+        self._stopping = Stopping()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals from lightning, which would end the training as if it were done."""
+        """Take the signals."""
         self._stopping.__enter__()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._stopping.__exit__(None, None, None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,7 +68,6 @@ def refit(
     held: Sequence[int],
     layout: Layout,
     seed: int,
-    stopping: Stopping,
 ) -> Refit:
     """Train a config's model on all rows before a window.
 
@@ -78,7 +82,6 @@ def refit(
         held: How many rows of each are for validation.
         layout: What their file's columns are.
         seed: The seed.
-        stopping: Says when to stop.
 
     Raises:
         DataError: There are too few rows.
@@ -89,7 +92,7 @@ def refit(
     treatment = fit_treatment(series, train, layout, of.treatment.scaling, of.treatment.unseen)
     seed_everything(seed, verbose=False)
     task = type(cli.model)(**_arguments(cli, treatment.covariates.sizes()))
-    tester = Tester(task.model, replace(of, treatment=treatment, conformal=None), series)
+    tester = RollingModel(task.model, replace(of, treatment=treatment, conformal=None), series)
     data = cli.config["data"]
     loaders = (
         WindowLoader(tester.windows(train), data["batch_size"], True, data["drop_last"], seed),
@@ -97,27 +100,34 @@ def refit(
     )
     if not all(map(len, loaders)):
         raise DataError(f"the rows before {series[0].ds[cutoffs[0]].item()} hold too few windows to train")
-    trainer = build_trainer(**cli.config["trainer"])
-    bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
-    for bar in bars:  # the windows have one
-        bar.disable()
-    with TemporaryDirectory() as folder:
-        best = ModelCheckpoint(folder, "best", monitor="val_loss")
-        patience = EarlyStopping("val_loss", patience=cli.config["patience"])
-        trainer.callbacks += [patience, StopBetweenBatches(stopping), best]  # type: ignore[attr-defined]
-        trainer.fit(task, *loaders)
-        stopping.check()
-        load_weights(task, Path(best.best_model_path))
-    task.model.eval()
+    epochs, loss = _train(cli, task, *loaders)
     about: dict[str, object] = {
         "first_unknown": str(series[0].ds[cutoffs[0]].item()),
         "train_rows": sum(end for _, end in train),
-        "epochs": trainer.current_epoch,
-        "best_val_loss": float(best.best_model_score or float("nan")),
+        "epochs": epochs,
+        "best_val_loss": loss,
         "seed": seed,
         "seconds": round(time.perf_counter() - start, 1),
     }
     return Refit(tester, validation, about)
+
+
+def _train(
+    cli: CLI, task: LightningModule, train: WindowLoader[Batch], validation: WindowLoader[Batch]
+) -> tuple[int, float]:
+    """Train a task by a run's config, and load its best weights; return the epochs, and their loss."""
+    trainer = build_trainer(**cli.config["trainer"])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ProgressBar):
+            callback.disable()  # the windows have one
+    with TemporaryDirectory() as folder:
+        best = ModelCheckpoint(folder, "best", monitor="val_loss")
+        patience = EarlyStopping("val_loss", patience=cli.config["patience"])
+        trainer.callbacks += [patience, StopBetweenBatches(), best]  # type: ignore[attr-defined]
+        trainer.fit(task, train, validation)
+        load_weights(task, Path(best.best_model_path))
+    task.eval()
+    return trainer.current_epoch, float(best.best_model_score or math.nan)
 
 
 def _arguments(cli: CLI, sizes: dict[str, Any]) -> dict[str, Any]:

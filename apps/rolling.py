@@ -19,7 +19,7 @@ from manyheads.apps.stopping import Stopping
 from manyheads.core import hub
 from manyheads.core.catalog import find
 from manyheads.core.errors import UsageError
-from manyheads.timeseries.backtest import Parts, Schedule, Tester, cut, season_of, units
+from manyheads.timeseries.backtest import Parts, RollingModel, Schedule, cut, season_of, units
 from manyheads.timeseries.conformal import SplitConformal
 from manyheads.timeseries.data import Split, find_source
 from manyheads.timeseries.frames import Series, read
@@ -29,7 +29,7 @@ from manyheads.timeseries.predictor import levels_of
 from manyheads.timeseries.preprocessing import Preprocessing
 from manyheads.timeseries.published import Published, published
 from manyheads.timeseries.readers import column_names
-from manyheads.timeseries.rolling import Fixed, Intervals, Rolling
+from manyheads.timeseries.rolling import Fixed, Intervals, Rolling, coverages_of
 from manyheads.timeseries.treatment import Range
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run(given: BacktestOptions) -> int:
     schedule = Schedule(series, parts, of, given.step, given.windows)
     levels, season = _levels(given, subject), given.season or season_of(of.freq)
     pairs = list(zip(series, parts, strict=True))
-    naive = [seasonal_scale(torch.from_numpy(s.values[slice(*p.train)]), season) for s, p in pairs]
+    naive = [seasonal_scale(torch.tensor(s.values[slice(*p.train)]), season) for s, p in pairs]
     sums = SeriesSums(units(series, parts, of), torch.stack(naive), levels)
     tested = report.Tested(series, subject.layout, of.seq_len, of.pred_len)
     torch.manual_seed(subject.seed)
@@ -97,15 +97,17 @@ def run(given: BacktestOptions) -> int:
         with (folder / report.WINDOWS).open("w", encoding="utf-8", newline="") as stream:
             record = report.Record(tested, sums, stream)
             refits = _roll(given, subject, series, parts, schedule, record, stopping)
-        results = _about(given, subject, schedule, season, refits) | report.results(tested, sums)
+        overall, rows_by_series = report.results(tested, sums)
+        about = _about(given, subject, schedule, season, refits)
+        results = {**about, "overall": overall, "series": rows_by_series}
         (folder / report.RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        report.write_series(folder / report.SERIES, results["series"])
+        report.write_series(folder / report.SERIES, rows_by_series)
         record.draw(folder / report.PICTURE, f"{results['model']} on {subject.dataset}: the last windows")
     print(json.dumps(results) if given.json else report.text(results, subject.output))
     return 0
 
 
-def _load(folder: str | Path) -> tuple[nn.Module, hub.ModelConfig, Preprocessing]:
+def load_forecaster(folder: str | Path) -> tuple[nn.Module, hub.ModelConfig, Preprocessing]:
     """Load a forecasting model's folder.
 
     Raises:
@@ -124,7 +126,7 @@ def _of_folder(given: BacktestOptions) -> Subject:
     """Return a model folder with a file or data set."""
     assert given.model is not None
     assert given.file is not None
-    model, config, of = _load(given.model)
+    model, config, of = load_forecaster(given.model)
     named = not Path(given.file).suffix
     split = find_source(given.file, given.split)[1] if named else given.split
     seed = given.seed if given.seed is not None else _seed(config)
@@ -149,7 +151,7 @@ def _of_run(given: BacktestOptions) -> Subject:
     folder = Path(cli.config["output"] or Path("runs") / Path(str(cli.config["config"][-1])).stem)
     if not (folder / training.MODEL).is_dir():
         raise UsageError(f"no model folder {folder / training.MODEL}: fit first")
-    model, config, of = _load(folder / training.MODEL)
+    model, config, of = load_forecaster(folder / training.MODEL)
     dataset = cli.config["data"]["dataset"]
     split = find_source(dataset, cli.config["data"]["split"])[1]
     seed = given.seed if given.seed is not None else cli.config["seed_everything"]
@@ -163,6 +165,7 @@ def _levels(given: BacktestOptions, subject: Subject) -> tuple[float, ...]:
         UsageError: The model has not got one of those asked for.
     """
     if given.conformal:
+        coverages_of(given.levels or CONFORMAL_LEVELS)
         return given.levels or CONFORMAL_LEVELS
     has = SplitConformal.from_json(subject.of.conformal) if subject.of.conformal else subject.model
     try:
@@ -187,7 +190,7 @@ def _roll(
     refits: list[dict[str, object]] = []
     tests = [part.test for part in parts]
     calibration = [part.calibration for part in parts]
-    trained = None if given.refit else Tester(subject.model, subject.of, series)
+    trained = None if given.refit else RollingModel(subject.model, subject.of, series)
     intervals: Intervals | None = None
     with Count(schedule.total, "windows", given.quiet) as count:
         for block in schedule.blocks(given.refit):
@@ -197,9 +200,7 @@ def _roll(
                 assert subject.cli is not None
                 cutoffs = schedule.first_targets(block[0])
                 held = [end - first - subject.of.seq_len for first, end in calibration]
-                again = refit(
-                    subject.cli, subject.of, series, cutoffs, held, subject.layout, subject.seed, stopping
-                )
+                again = refit(subject.cli, subject.of, series, cutoffs, held, subject.layout, subject.seed)
                 trained, calibration_now = again.tester, again.validation
                 refits.append({"before_window": block[0], **again.about})
             else:
@@ -220,7 +221,7 @@ def _roll(
 def _intervals(
     given: BacktestOptions,
     subject: Subject,
-    tester: Tester,
+    tester: RollingModel,
     calibration: Sequence[Range],
     record: report.Record,
 ) -> Intervals | None:
@@ -245,7 +246,7 @@ def _about(
     """Return what was measured and how, as `backtest.json` holds it beside the figures."""
     of, config = subject.of, subject.config
     whole = given.step == 1 and given.windows is None and given.refit is None
-    known = _published(subject) if whole else None
+    known = published_figure(subject) if whole else None
     base = config.arguments.get("base")
     return {
         "model": f"{config.name} ({base})" if isinstance(base, str) else config.name,
@@ -267,7 +268,7 @@ def _about(
     }
 
 
-def _published(subject: Subject) -> Published | None:
+def published_figure(subject: Subject) -> Published | None:
     """Return the published figure where this is its protocol: all columns and rows, nothing added."""
     of = subject.of
     named = Path(subject.dataset).suffix == ""

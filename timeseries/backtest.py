@@ -164,8 +164,16 @@ class Answer(NamedTuple):
     scale: Tensor  # [B, 1, N], what the model's outputs were multiplied by
     rows: NDArray[np.int64]  # [B] of its series, where the forecast begins
 
+    def at(self, i: int) -> Answer:
+        """Return one window's, as a batch of one."""
+        one = slice(i, i + 1)
+        quantiles = None if self.quantiles is None else self.quantiles[one]
+        return Answer(
+            self.point[one], quantiles, self.y[one], self.series[one], self.scale[one], self.rows[one]
+        )
 
-class Tester:
+
+class RollingModel:
     """A model with the rows of all series, treated as its train data were.
 
     A series or column that those had not is scaled by each context window, as in prediction.
@@ -210,22 +218,32 @@ class Tester:
         Raises:
             UsageError: The model has not got one of the levels.
         """
+        batch, y, mean, scale = self.inputs(windows, indices)
+        with torch.inference_mode():
+            made = forecast(self.model, batch, levels)
+        quantiles = made.quantiles
+        if quantiles is not None:
+            quantiles = quantiles.double().cpu() * scale[..., None] + mean[..., None]
+        series = batch["series"].cpu()
+        first = windows.locate(indices)[1] - self._offsets[series.numpy()] + self.of.seq_len
+        return Answer(made.point.double().cpu() * scale + mean, quantiles, y, series, scale, first)
+
+    def inputs(self, windows: Windows, indices: NDArray[np.integer]) -> tuple[Batch, Tensor, Tensor, Tensor]:
+        """Return some windows as the model is given them, on its device and without their truth.
+
+        Returns:
+            The batch; the truth in own units `[B, P, N]`; what outputs are shifted and multiplied by, each
+            `[B, 1, N]`.
+        """
         batch = windows.gather(indices)
-        series = batch["series"]
-        mean, scale = self._mean[series], self._scale[series]  # [B, 1, N]
+        mean, scale = self._mean[batch["series"]], self._scale[batch["series"]]
         y = batch["y"].double() * scale + mean
         if self._strange.any():
             batch["x"], mean, scale = self._by_window(batch, mean, scale)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        given = {**batch, "y": torch.full_like(batch["y"], torch.nan)}  # the truth stays here
-        inputs = {key: cast(Tensor, value).to(device) for key, value in given.items()}
-        with torch.inference_mode():
-            made = forecast(self.model, cast(Batch, inputs), levels)
-        quantiles = made.quantiles
-        if quantiles is not None:
-            quantiles = quantiles.double().cpu() * scale[..., None] + mean[..., None]
-        first = windows.locate(indices)[1] - self._offsets[series.numpy()] + self.of.seq_len
-        return Answer(made.point.double().cpu() * scale + mean, quantiles, y, series, scale, first)
+        given = {**batch, "y": torch.full_like(batch["y"], torch.nan)}
+        moved = {key: cast(Tensor, value).to(device) for key, value in given.items()}
+        return cast(Batch, moved), y, mean, scale
 
     def _by_window(self, batch: Batch, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale the columns that are not known by each context window."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,9 @@ def draw_forecasts(panels: Sequence[Panel], path: Path, title: str) -> None:
         _draw_panel(axis, panel)
     figure.align_ylabels()
     handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, loc="outside upper right", ncols=len(handles), frameon=False)
+    where: Literal["outside upper right", "outside lower center"]
+    where = "outside upper right" if len(handles) <= 4 else "outside lower center"  # beside the title, or not
+    figure.legend(list(handles.values()), list(handles), loc=where, ncols=min(len(handles), 8), frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, dpi=110)
 
@@ -139,6 +141,6 @@ def draw_attention(weights: Floats, tokens: Sequence[tuple[str, str]], path: Pat
     figure.colorbar(image, ax=axis, shrink=0.7, label="weight")
     kinds = dict.fromkeys(kind for _, kind in tokens)
     marks = [Line2D([], [], color=_KINDS[kind], marker="s", linestyle="") for kind in kinds]
-    figure.legend(marks, kinds, loc="outside lower right", ncols=len(marks), frameon=False)
+    figure.legend(marks, list(kinds), loc="outside lower right", ncols=len(marks), frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, dpi=110)

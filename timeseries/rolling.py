@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import UsageError
-from manyheads.timeseries.backtest import Answer, Tester
+from manyheads.timeseries.backtest import Answer, RollingModel
 from manyheads.timeseries.conformal import Floats, RollingConformal, SplitConformal, interval_levels
 from manyheads.timeseries.treatment import Range
 
@@ -43,7 +43,7 @@ def coverages_of(levels: Sequence[float]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def errors_of(tester: Tester, ranges: Sequence[Range], series: int, size: int) -> tuple[Floats, Floats]:
+def errors_of(tester: RollingModel, ranges: Sequence[Range], series: int, size: int) -> tuple[Floats, Floats]:
     """Return the absolute errors of a series' windows in some rows, in own and in the model's units.
 
     Shape:
@@ -76,7 +76,7 @@ class Fixed:
     @classmethod
     def fit(
         cls,
-        tester: Tester,
+        tester: RollingModel,
         ranges: Sequence[Range],
         columns: Sequence[str],
         levels: Sequence[float],
@@ -112,7 +112,7 @@ class Rolling:
     """
 
     def __init__(
-        self, tester: Tester, ranges: Sequence[Range], levels: Sequence[float], step: int, size: int
+        self, tester: RollingModel, ranges: Sequence[Range], levels: Sequence[float], step: int, size: int
     ) -> None:
         self._tester, self._ranges, self._step, self._size = tester, ranges, step, size
         self._coverages = coverages_of(levels)
