@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from manyheads.apps.stopping import Stopped, Stopping
+from manyheads.core.errors import UsageError
 
 
 class Resumable(Callback):
@@ -58,6 +60,19 @@ class Resumable(Callback):
         """Hold the random state until training starts."""
         self._rng_state = checkpoint.get("rng_state")
         self._cuda_rng_state = checkpoint.get("cuda_rng_state", [])
+
+
+class Validated(Callback):
+    """Refuse a run that would end before its first validation: it would have no best checkpoint."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the run's steps with an epoch's."""
+        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if 0 <= trainer.max_steps < epoch * trainer.check_val_every_n_epoch:
+            raise UsageError(
+                f"trainer.max_steps {trainer.max_steps} ends before the first validation (an epoch has {epoch} "
+                "steps): raise it, or shorten the epochs with trainer.limit_train_batches"
+            )
 
 
 class EpochLines(Callback):

@@ -30,7 +30,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from manyheads.apps import options
-from manyheads.apps.callbacks import EpochLines, Resumable
+from manyheads.apps.callbacks import EpochLines, Resumable, Validated
 from manyheads.apps.stopping import Stopped
 from manyheads.core import hub
 from manyheads.core.catalog import DOMAINS, Task, load_class, tasks
@@ -271,6 +271,7 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
     trainer = cli.trainer
     trainer.callbacks += [  # type: ignore[attr-defined]
         EarlyStopping("val_loss", patience=cli.config["patience"]),
+        Validated(),
         EpochLines(),
         Resumable(folder / LAST),
         checkpoint,
