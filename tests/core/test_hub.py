@@ -58,12 +58,13 @@ def swap_weights(folder, tensors):
 
 @pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
 def test_every_model_round_trips(entry, tmp_path):
-    wanted = {"seq_len": 96, "pred_len": 4}
-    if "enc_in" in catalog.arguments(entry):
-        wanted["enc_in"] = 3
-    if "base:" in catalog.arguments(entry):
-        base = {"base": "dlinear", "arguments": {"moving_avg": 5}}
-        wanted |= {**base, "past_categories": [3, 4], "output": "quantile", "quantiles": [0.1, 0.9]}
+    takes = {part.partition(":")[0] for part in catalog.arguments(entry).split(", ")}
+    plain = {"seq_len": 96, "pred_len": 4, "enc_in": 3, "channels": 3, "classes": 2}
+    wanted = {key: value for key, value in plain.items() if key in takes}
+    if "base" in takes:
+        wanted |= {"base": "itransformer", "arguments": {"d_model": 16, "d_ff": 16}}
+    if "quantiles" in takes:
+        wanted |= {"past_categories": [3, 4], "output": "quantile", "quantiles": [0.1, 0.9]}
     model = create_model(entry.name, **wanted)
     saved = hub.save(
         tmp_path / "m", model, domain=entry.domain, name=entry.name, arguments=wanted, preprocessing={}
