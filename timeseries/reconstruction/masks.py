@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manyheads.core.errors import UsageError
 from manyheads.timeseries.windows import Batch, Windows, fill_gaps
 
 
@@ -49,21 +48,12 @@ class Masked:
 
     Args:
         windows: The windows; their batches say what is observed.
-        ratio: Expected share of hidden cells.
+        ratio: Expected share of hidden cells, between 0 and 1.
         gap: Steps of a run of hidden cells.
         seed: Fixes each window's gaps, whatever its batch; None draws them by torch's generator.
-
-    Raises:
-        UsageError: The ratio is not between 0 and 1, or the gap is not shorter than the window.
     """
 
     def __init__(self, windows: Windows, ratio: float, gap: int, seed: int | None) -> None:
-        if not 0 < ratio < 1:
-            raise UsageError(f"mask_ratio must lie between 0 and 1, not {ratio}")
-        if not 1 <= gap < windows.seq_len:
-            raise UsageError(
-                f"gap must be 1 or more and shorter than the window of {windows.seq_len}, not {gap}"
-            )
         self.windows, self.ratio, self.gap, self.seed = windows, ratio, gap, seed
 
     def __len__(self) -> int:
