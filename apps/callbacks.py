@@ -68,7 +68,7 @@ class Validated(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the run's steps with an epoch's."""
         epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        if 0 <= trainer.max_steps < epoch * trainer.check_val_every_n_epoch:
+        if 0 <= trainer.max_steps < epoch * (trainer.check_val_every_n_epoch or 1):
             raise UsageError(
                 f"trainer.max_steps {trainer.max_steps} ends before the first validation (an epoch has {epoch} "
                 "steps): raise it, or shorten the epochs with trainer.limit_train_batches"

@@ -216,6 +216,7 @@ class WindowLoader(Generic[B_co]):
         mine = self.order(self._epoch)[rank : n - n % world : world] if self.shuffle else None
         for i in range(first, len(self)):
             self._given = i + 1
+            indices: NDArray[np.integer]
             if mine is None:
                 indices = np.arange(i * size, min((i + 1) * size, n // world)) * world + rank
             else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core import parallel
+from manyheads.core.ops.local_attention import cpu
 from manyheads.core.ops.local_attention.cpu import hidden_keys
 from manyheads.core.ops.local_attention.numba_kernels import weigh
 from manyheads.core.ops.local_attention.pieces import Share
@@ -35,6 +36,8 @@ def forward(
     scale: float,
 ) -> Tensor:
     """Return the output `[B, N, H, D]`; `top` are the rows of the global tokens."""
+    if parallel.workers() == 1:  # nobody waits for a lock, and torch's fused kernel is the faster one
+        return cpu.forward(q, k, v, index, mask, top, window=window, scale=scale)
     out = torch.empty(q.shape, dtype=q.dtype)
     batch, tokens, heads, dim = q.shape
     strip = min(tokens, math.ceil((ROWS + 2 * window) / 32) * 32)  # keys of a block, in whole vectors
@@ -89,7 +92,7 @@ def _block(
     if share.k_far is not None and share.index is not None:
         far, index = torch.bmm(query, share.k_far.transpose(1, 2)), share.index.contiguous()
     arrays = [x.numpy() for x in (scores, far, places, index, total)]
-    weigh(*arrays, row, key, window, np.float32(share.scale))
+    weigh(*arrays, row, key, window, np.float32(share.scale))  # type: ignore[call-arg]
     torch.bmm(scores, share.v[strip].transpose(0, 1), out=found)
     if share.v_far is not None:
         found.baddbmm_(far, share.v_far)
