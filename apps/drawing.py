@@ -12,7 +12,7 @@ from torch import nn
 
 from manyheads.apps.backtest_report import Tested, panels_of
 from manyheads.apps.plot import PlotOptions
-from manyheads.apps.rolling import load_forecaster
+from manyheads.apps.rolling import label, load_forecaster
 from manyheads.core import files
 from manyheads.core.errors import BadRecord, DataError, UsageError, did_you_mean
 from manyheads.timeseries.attention_map import attention_maps, base_of, token_names
@@ -48,7 +48,7 @@ def run(given: PlotOptions) -> int:
             panels = (_with_truth if given.truth else _past_the_end)(predictor, path, given.series or ())
             chosen = list(islice(panels, MOST_PANELS))
             _check_found([panel.name for panel in chosen], given.series or (), path)
-            draw_forecasts(chosen, written, f"{config.name} on {path.name}, {of.pred_len} rows ahead")
+            draw_forecasts(chosen, written, f"{label(config)} on {path.name}, {of.pred_len} rows ahead")
         files.commit(written, given.output)
     finally:
         written.unlink(missing_ok=True)

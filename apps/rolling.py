@@ -122,6 +122,12 @@ def load_forecaster(folder: str | Path) -> tuple[nn.Module, hub.ModelConfig, Pre
     return model, config, Preprocessing.from_json(config.preprocessing)
 
 
+def label(config: hub.ModelConfig) -> str:
+    """Return a model's name, with that of the model within."""
+    base = config.arguments.get("base")
+    return f"{config.name} ({base})" if isinstance(base, str) else config.name
+
+
 def _of_folder(given: BacktestOptions) -> Subject:
     """Return a model folder with a file or data set."""
     assert given.model is not None
@@ -247,9 +253,8 @@ def _about(
     of, config = subject.of, subject.config
     whole = given.step == 1 and given.windows is None and given.refit is None
     known = published_figure(subject) if whole else None
-    base = config.arguments.get("base")
     return {
-        "model": f"{config.name} ({base})" if isinstance(base, str) else config.name,
+        "model": label(config),
         "model_sha256": config.identity,
         "dataset": subject.dataset,
         "seq_len": of.seq_len,

@@ -82,15 +82,24 @@ def _same_times(panels: Sequence[Panel]) -> bool:
     )
 
 
+def _shade(strength: float) -> tuple[float, float, float]:
+    """Mix the forecast's colour with white."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (1 - strength * (1 - part) for part in to_rgb(_FORECAST))
+    return red, green, blue
+
+
 def _draw_panel(axis: Axes, panel: Panel) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     levels = sorted(panel.quantiles)
-    for low, high in zip(levels, reversed(levels), strict=True):
-        if low < 0.5 < high:
-            ends = panel.quantiles[low], panel.quantiles[high]
-            label = f"{low:g} to {high:g}"
-            axis.fill_between(panel.ahead, *ends, color=_FORECAST, alpha=0.18, linewidth=0, label=label)
+    bands = [pair for pair in zip(levels, reversed(levels), strict=True) if pair[0] < 0.5 < pair[1]]
+    for i, (low, high) in enumerate(bands):  # the widest first, which the others cover
+        ends = panel.quantiles[low], panel.quantiles[high]
+        shade = _shade(0.2 + 0.4 * i / len(bands))
+        label = f"{low:g} to {high:g}"
+        axis.fill_between(panel.ahead, *ends, color=shade, linewidth=0, label=label)
     axis.plot(panel.ds, panel.history, color=_HISTORY, label="history")
     if panel.truth is not None:
         axis.plot(panel.ahead, panel.truth, color=_TRUTH, label="truth")

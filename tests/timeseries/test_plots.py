@@ -34,7 +34,7 @@ def test_forecasts_are_drawn_with_their_bands(tmp_path: Path) -> None:
     pixels = image.imread(tmp_path / "two.png")[..., :3]
     assert (pixels[0, 0] == 1).all()  # a light background
     assert (abs(pixels - ORANGE).max(axis=-1) < 0.02).sum() > 300  # the forecast's line
-    band = 1 - 0.18 * (1 - ORANGE)
+    band = 1 - 0.2 * (1 - ORANGE)
     assert (abs(pixels - band).max(axis=-1) < 0.02).sum() > 3000
     assert (pixels.max(axis=-1) < 0.02).sum() > 300  # the truth, and text
 
