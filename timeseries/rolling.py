@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manyheads.core.errors import UsageError
 from manyheads.timeseries.backtest import Answer, RollingModel
 from manyheads.timeseries.conformal import Floats, RollingConformal, SplitConformal, interval_levels
 from manyheads.timeseries.treatment import Range
+from manyheads.timeseries.windows import Windows
 
-Kind = Literal["split", "rolling"]
+MOST_ERRORS = 20_000_000  # that split intervals are made of
 
 
 class Intervals(Protocol):
@@ -43,18 +45,18 @@ def coverages_of(levels: Sequence[float]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def errors_of(tester: RollingModel, ranges: Sequence[Range], series: int, size: int) -> tuple[Floats, Floats]:
-    """Return the absolute errors of a series' windows in some rows, in own and in the model's units.
+def errors_of(
+    tester: RollingModel, windows: Windows, indices: NDArray[np.integer], size: int
+) -> tuple[Floats, Floats]:
+    """Return the absolute errors of some windows, in own and in the model's units.
 
     Shape:
-        Each `[W, P, N]`, the oldest first.
+        Each `[W, P, N]`.
     """
-    one = [r if i == series else (r[0], r[0]) for i, r in enumerate(ranges)]
-    windows = tester.windows(one)
     shape = (0, windows.pred_len, windows.n_values)
     own, scaled = [np.zeros(shape)], [np.zeros(shape)]
-    for first in range(0, len(windows), size):
-        answer = tester.ask(windows, np.arange(first, min(first + size, len(windows))))
+    for first in range(0, len(indices), size):
+        answer = tester.ask(windows, indices[first : first + size])
         error = (answer.y - answer.point).abs()
         own.append(error.numpy())
         scaled.append((error / answer.scale).numpy())
@@ -82,13 +84,15 @@ class Fixed:
         levels: Sequence[float],
         size: int,
     ) -> Fixed:
-        """Calibrate on the windows of some rows of all series together.
+        """Calibrate on the windows of some rows of all series together, of many on every k-th.
 
         Raises:
             UsageError: A level has no other end.
             DataError: There are too few windows.
         """
-        errors = np.concatenate([errors_of(tester, ranges, i, size)[1] for i in range(len(ranges))])
+        windows = tester.windows(ranges)
+        every = -(-len(windows) * windows.pred_len * windows.n_values // MOST_ERRORS)
+        _, errors = errors_of(tester, windows, np.arange(0, len(windows), max(1, every)), size)
         return cls(SplitConformal.fit(errors, coverages_of(levels), columns), columns, levels)
 
     def around(self, answer: Answer) -> Tensor:
@@ -114,13 +118,16 @@ class Rolling:
     def __init__(
         self, tester: RollingModel, ranges: Sequence[Range], levels: Sequence[float], step: int, size: int
     ) -> None:
-        self._tester, self._ranges, self._step, self._size = tester, ranges, step, size
+        self._tester, self._windows, self._step, self._size = tester, tester.windows(ranges), step, size
+        length = tester.of.seq_len + tester.of.pred_len
+        self._ends = np.cumsum([0, *(max(0, end - first - length + 1) for first, end in ranges)])
         self._coverages = coverages_of(levels)
         self._states: dict[int, RollingConformal] = {}
 
     def _state(self, series: int) -> RollingConformal:
         if series not in self._states:
-            errors, _ = errors_of(self._tester, self._ranges, series, self._size)
+            own = np.arange(self._ends[series], self._ends[series + 1])
+            errors, _ = errors_of(self._tester, self._windows, own, self._size)
             self._states[series] = RollingConformal(errors, self._coverages, self._step)
         return self._states[series]
 

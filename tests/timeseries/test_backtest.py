@@ -166,10 +166,10 @@ def test_split_intervals_are_those_of_the_errors_before(model: nn.Module) -> Non
     series = read(long(a=60, b=70))
     tester, ranges = RollingModel(model, made(), series), [(0, 40), (0, 40)]
     fixed = Fixed.fit(tester, ranges, ["y"], [0.1, 0.9], 16)
-    own, scaled = errors_of(tester, ranges, 1, 7)
-    assert own.shape == (30, P, 1)
-    np.testing.assert_allclose(own, scaled * 3.0)
-    both = np.concatenate([errors_of(tester, ranges, i, 64)[1] for i in range(2)])
+    before = tester.windows(ranges)
+    own, both = errors_of(tester, before, np.arange(len(before)), 16)
+    assert own.shape == (2 * 30, P, 1)
+    np.testing.assert_allclose(own, both * 3.0)
     radius = SplitConformal.fit(both, [0.8], ["y"]).radius[0] * 3.0
     answer = tester.ask(tester.windows([(40, 60), (40, 60)]), np.arange(4))
     made_ = fixed.around(answer)
@@ -187,7 +187,9 @@ def test_rolling_intervals_go_on_series_by_series(model: nn.Module) -> None:
         [rolling.around(tester.ask(windows, part)) for part in np.array_split(np.arange(len(windows)), 5)]
     )
     for i in range(2):
-        state = RollingConformal(errors_of(tester, before, i, 64)[0], [0.8], 1)
+        known = tester.windows([r if i == k else (0, 0) for k, r in enumerate(before)])
+        assert len(known) == 30
+        state = RollingConformal(errors_of(tester, known, np.arange(30), 64)[0], [0.8], 1)
         for k in np.flatnonzero(answer.series.numpy() == i):
             # float32 forecasts in batches of other sizes
             np.testing.assert_allclose(found[k], state.apply(answer.point[k].numpy()), rtol=1e-6)
