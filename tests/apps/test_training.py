@@ -229,7 +229,12 @@ def test_shipped_configs_begin_with_their_command_and_result_and_parse(name: str
     path = options.resolve_config("timeseries", name)
     head = path.read_text().splitlines()[:8]
     assert head[0] == f"# manyheads timeseries fit --config {name}"
-    result = {"forecast": ("MSE", "windows"), "classification": ("accuracy", "series")}
+    result = {
+        "forecast": ("MSE", "windows"),
+        "classification": ("accuracy", "series"),
+        "imputation": ("MSE", "windows", "interpolation"),
+        "anomaly": ("AUROC", "rows"),
+    }
     args = ["--config", str(path)]
     task = options.task_of("timeseries", args)
     assert any(all(word in line for word in result[task.name]) for line in head)

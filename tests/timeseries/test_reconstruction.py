@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import manyheads
 from manyheads.apps import cli
 from manyheads.core.errors import DataError, UsageError
 from manyheads.timeseries.models.reconstructor import BASES, reconstructor
@@ -282,3 +283,8 @@ def test_anomalies_are_told_from_usual_rows(table: Path, tmp_path: Path, passes:
     saved = json.loads((tmp_path / "anomaly/model/config.json").read_text())["preprocessing"]
     assert len(saved["thresholds"]) == 4
     assert (saved["passes"], saved["gap"]) == (passes, 2)
+    rows = manyheads.load(tmp_path / "anomaly").predict(table)  # the label is no column of it
+    assert set(rows["unique_id"]) == {"hours", "hours/a", "hours/b", "hours/c"}
+    mine = rows[rows["unique_id"] == "hours"]
+    assert len(mine) == 1000
+    assert mine["anomaly"].to_numpy()[at].all()

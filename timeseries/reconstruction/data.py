@@ -220,5 +220,5 @@ class DetectionData(LightningDataModule):
 
     def preprocessing(self) -> dict[str, object]:
         """Return what a predictor needs to treat new data as the train data were; plain JSON."""
-        named = list(self.parts.columns) if self.label_column else self.named.get("targets")
-        return _saved(self.parts, self.seq_len, self.missing, self.named, named)
+        # Named, so that a table's other columns, a label among them, are left alone.
+        return _saved(self.parts, self.seq_len, self.missing, self.named, list(self.parts.columns))
