@@ -63,8 +63,7 @@ def local_attention(
     _check(q, k, v, window, mask)
     _check_global(q, global_tokens, global_rows)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    features = {"head_dim": q.shape[-1], "single": len(q) == 1}
-    choice = choose("local_attention", device=q.device.type, dtype=q.dtype, **features)
+    choice = choose("local_attention", device=q.device.type, dtype=q.dtype, head_dim=q.shape[-1])
     if choice.backend == "reference":
         return reference.local_attention(
             q, k, v, window, global_tokens=global_tokens, global_rows=global_rows, mask=mask, scale=scale

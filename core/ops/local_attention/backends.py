@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from manyheads.core.dispatch import Call, Candidate, cpu_blocked, name_of, numba_blocked, triton_blocked
+from manyheads.core.dispatch import Call, Candidate, cpu_blocked, name_of, triton_blocked
 
 
 def local_attention(call: Call) -> list[Candidate]:
@@ -13,15 +13,8 @@ def local_attention(call: Call) -> list[Candidate]:
     widest = 128 if call.dtype == torch.float32 else 256  # wider float32 tiles do not fit the registers
     if not kernel and int(call.features.get("head_dim", 0)) > widest:
         kernel = f"the {name_of(call.dtype)} kernels take a head dim of at most {widest}"
-    paths = [
-        Candidate("numba", "blocks of queries, and a compiled loop between products", numba_blocked(call)),
-        Candidate("cpu", "blocks of queries, each against its strip of keys", cpu_blocked(call)),
-    ]
-    # One sequence gives torch's fused kernel too little work a call; of several, whole ones run side by side.
-    if not call.has("single"):
-        paths.reverse()
     return [
         Candidate("triton", "flash attention over the band and the global keys alone", kernel),
-        *paths,
+        Candidate("cpu", "blocks of queries, each against its strip of keys", cpu_blocked(call)),
         Candidate("reference", "no other path takes this call: dense attention under a mask"),
     ]

@@ -6,15 +6,9 @@ parts' log-sum-exps. The backward computes the weights again, a head at a time (
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from manyheads.core import parallel
 from manyheads.core.ops.local_attention.pieces import Piece, Share, pieces
 
 
@@ -32,11 +26,10 @@ def forward(
     """Return the output `[B, N, H, D]`; `top` are the rows of the global tokens."""
     out = torch.empty(q.shape, dtype=q.dtype)
     cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
-    hidden, dead = hidden_keys(q, index, mask)
+    hidden, dead = _hidden(q, index, mask)
 
-    def work(batch: int, heads: slice) -> None:
-        share = Share.of(q, k, v, index, batch, heads, scale)
-        result = out[batch, :, heads]
+    for batch, result in enumerate(out):
+        share = Share.of(q, k, v, index, batch, scale)
         own = result if result.dtype == share.q.dtype else torch.empty(result.shape, dtype=share.q.dtype)
         _forward_of(share, cut, None if hidden is None else hidden[batch], own)
         if own is not result:
@@ -45,9 +38,7 @@ def forward(
             result.masked_fill_(dead[batch, :, None, None], 0.0)
         if index is not None and top is not None:
             used = index[batch] >= 0
-            result[index[batch][used]] = top[batch, used, heads]
-
-    _run(q, work)
+            result[index[batch][used]] = top[batch, used]
     return out
 
 
@@ -85,20 +76,18 @@ def backward(
     """Return the gradients of q, k and v; rows of global tokens have none here."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
-    hidden, dead = hidden_keys(q, index, mask)
+    hidden, dead = _hidden(q, index, mask)
     if index is not None:
         known = torch.zeros(q.shape[:2], dtype=torch.bool) if dead is None else dead.clone()
         dead = _mark(known, index)
 
-    def work(batch: int, heads: slice) -> None:
-        share = Share.of(q, k, v, index, batch, heads, scale)
+    for batch in range(len(q)):
+        share = Share.of(q, k, v, index, batch, scale)
         silent = None if dead is None else dead[batch]
-        do = grad[batch, :, heads].to(share.q.dtype)
+        do = grad[batch].to(share.q.dtype)
         found = _backward_of(share, cut, None if hidden is None else hidden[batch], silent, do)
         for target, source in zip((dq, dk, dv), found, strict=True):
-            target[batch, :, heads].copy_(source.transpose(0, 1))
-
-    _run(q, work)
+            target[batch].copy_(source.transpose(0, 1))
     return dq, dk, dv
 
 
@@ -169,7 +158,7 @@ def _backward_piece(
             target[which].add_(found.sum(0))
 
 
-def hidden_keys(q: Tensor, index: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _hidden(q: Tensor, index: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which keys `[B, N]` no band shows (masked, or global and so seen apart), and which rows are masked."""
     dead = None if mask is None else ~mask
     if index is None:
@@ -183,12 +172,3 @@ def _mark(flags: Tensor, index: Tensor) -> Tensor:
     batch, group = (index >= 0).nonzero(as_tuple=True)
     flags[batch, index[batch, group]] = True
     return flags
-
-
-def _run(q: Tensor, work: Callable[[int, slice], None]) -> None:
-    """Share out sequences, and heads where there are few sequences."""
-    batch, _, heads, _ = q.shape
-    groups = min(heads, max(1, math.ceil(2 * parallel.workers() / max(1, batch))))
-    ends = [heads * i // groups for i in range(groups + 1)]
-    parts = [partial(work, b, slice(*pair)) for b in range(batch) for pair in pairwise(ends)]
-    parallel.run(parts)

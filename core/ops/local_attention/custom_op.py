@@ -32,12 +32,9 @@ def local_attention_op(
         from manyheads.core.ops.local_attention import triton
 
         return triton.forward(q, k, v, index, mask, top, window, scale)
-    if backend == "numba":
-        from manyheads.core.ops.local_attention.numba import forward
-    else:
-        from manyheads.core.ops.local_attention.cpu import forward
+    from manyheads.core.ops.local_attention import cpu
 
-    out = forward(q, k, v, index, mask, top, window=window, scale=scale)
+    out = cpu.forward(q, k, v, index, mask, top, window=window, scale=scale)
     return out, out.new_empty(0, dtype=torch.float32)
 
 

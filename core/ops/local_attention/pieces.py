@@ -101,7 +101,7 @@ def pieces(tokens: int, window: int, first: int = 0) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one thread works on: one sequence and some heads, `[N, H, D]`, in the dtype to compute in.
+    """What is worked on at a time: one sequence `[N, H, D]`, in the dtype to compute in.
 
     Attributes:
         k_far, v_far: The global tokens' keys and values `[H, G, D]`, zeros where there is none.
@@ -117,12 +117,10 @@ class Share:
     scale: float
 
     @classmethod
-    def of(
-        cls, q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, batch: int, heads: slice, scale: float
-    ) -> Share:
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, batch: int, scale: float) -> Share:
         """Take the share; half precision is computed in float32."""
         dtype = torch.promote_types(q.dtype, torch.float32)
-        q, k, v = (x[batch, :, heads].to(dtype) for x in (q, k, v))
+        q, k, v = (x[batch].to(dtype) for x in (q, k, v))
         # The fused kernel takes a last stride of 1 for granted.
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         if index is None:
