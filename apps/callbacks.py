@@ -70,8 +70,8 @@ class Validated(Callback):
         epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         if 0 <= trainer.max_steps < epoch * (trainer.check_val_every_n_epoch or 1):
             raise UsageError(
-                f"trainer.max_steps {trainer.max_steps} ends before the first validation (an epoch has {epoch} "
-                "steps): raise it, or shorten the epochs with trainer.limit_train_batches"
+                f"trainer.max_steps {trainer.max_steps} ends before the first validation, at step {epoch}: "
+                "raise it, or shorten the epochs with trainer.limit_train_batches"
             )
 
 

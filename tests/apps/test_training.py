@@ -238,5 +238,7 @@ def test_shipped_configs_begin_with_their_command_and_result_and_parse(name: str
     args = ["--config", str(path)]
     task = options.task_of("timeseries", args)
     assert any(all(word in line for word in result[task.name]) for line in head)
+    if task.name == "classification" and not os.environ.get("MANYHEADS_DATA"):
+        pytest.skip("MANYHEADS_DATA is not set: the series, whose sizes the model takes, are not downloaded")
     cli_ = training.make_cli("timeseries", task, "fit", args)
     assert cli_.config["model"]["name"]
