@@ -154,7 +154,7 @@ def _of_run(given: BacktestOptions) -> Subject:
     if task.name != "forecast":
         raise UsageError(f"{given.config} is a config of {task.name}; a backtest is of forecasts")
     cli = training.make_cli("timeseries", task, "backtest", args)
-    folder = Path(cli.config["output"] or Path("runs") / Path(str(cli.config["config"][-1])).stem)
+    folder = training.run_folder(cli)
     if not (folder / training.MODEL).is_dir():
         raise UsageError(f"no model folder {folder / training.MODEL}: fit first")
     model, config, of = load_forecaster(folder / training.MODEL)

@@ -219,8 +219,7 @@ def run(domain: str, task: Task, action: str, args: Sequence[str]) -> int:
     """Run one action from parsed-down arguments (config names already resolved to files)."""
     quieten()
     cli = make_cli(domain, task, action, args)
-    config = cli.config
-    folder = Path(config["output"] or Path("runs") / Path(str(config["config"][-1])).stem)
+    folder = run_folder(cli)
     try:
         if action == "predict":
             return predict(cli, folder)
@@ -231,6 +230,11 @@ def run(domain: str, task: Task, action: str, args: Sequence[str]) -> int:
     except SIGTERMException as error:  # lightning's own answer, which would exit with 0
         raise Stopped(signal.SIGTERM) from error
     return 0
+
+
+def run_folder(cli: CLI) -> Path:
+    """Return where a call's run lies: --output, else `runs/<name of the config>`."""
+    return Path(cli.config["output"] or Path("runs") / Path(str(cli.config["config"][-1])).stem)
 
 
 def quieten() -> None:
