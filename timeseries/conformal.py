@@ -22,6 +22,8 @@ from manyheads.timeseries.calls import check_levels
 
 Floats = NDArray[np.float64]
 
+_MOST_ERRORS = 20_000_000  # that intervals are made of
+
 
 def interval_levels(coverages: Sequence[float]) -> tuple[float, ...]:
     """Return the levels of the ends of central intervals, rising.
@@ -32,6 +34,16 @@ def interval_levels(coverages: Sequence[float]) -> tuple[float, ...]:
     """
     upper = [round((1 + coverage) / 2, 10) for coverage in sorted(coverages)]
     return (*(round(1 - level, 10) for level in reversed(upper)), *upper)
+
+
+def spacing(windows: int, cells: int) -> int:
+    """Return k, where the errors of every k-th window are as many as intervals need at most.
+
+    Args:
+        windows: How many windows there are.
+        cells: Errors of one.
+    """
+    return max(1, -(-windows * cells // _MOST_ERRORS))
 
 
 @dataclass(frozen=True)

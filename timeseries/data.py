@@ -24,7 +24,7 @@ from manyheads.timeseries.readers import column_names
 from manyheads.timeseries.scaling import Scaling, StandardScaler
 from manyheads.timeseries.tables import Missing
 from manyheads.timeseries.treatment import fit_treatment, lay_out
-from manyheads.timeseries.windows import WindowLoader, Windows
+from manyheads.timeseries.windows import WindowLoader, Windows, share_of
 
 Split = Literal["ett_hour", "ett_minute", "ratio"]
 Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -203,8 +203,9 @@ class ForecastData(LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader:
         """Return the train batches, in a new order each epoch."""
-        part = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return WindowLoader(self.train_windows, self.batch_size, True, self.drop_last, self.seed, part)
+        return WindowLoader(
+            self.train_windows, self.batch_size, True, self.drop_last, self.seed, share_of(self.trainer)
+        )
 
     def val_dataloader(self) -> WindowLoader:
         """Return all validation batches."""

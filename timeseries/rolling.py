@@ -12,11 +12,9 @@ from torch import Tensor
 
 from manyheads.core.errors import UsageError
 from manyheads.timeseries.backtest import Answer, RollingModel
-from manyheads.timeseries.conformal import Floats, RollingConformal, SplitConformal, interval_levels
+from manyheads.timeseries.conformal import Floats, RollingConformal, SplitConformal, interval_levels, spacing
 from manyheads.timeseries.treatment import Range
 from manyheads.timeseries.windows import Windows
-
-MOST_ERRORS = 20_000_000  # that split intervals are made of
 
 
 class Intervals(Protocol):
@@ -91,8 +89,8 @@ class Fixed:
             DataError: There are too few windows.
         """
         windows = tester.windows(ranges)
-        every = -(-len(windows) * windows.pred_len * windows.n_values // MOST_ERRORS)
-        _, errors = errors_of(tester, windows, np.arange(0, len(windows), max(1, every)), size)
+        every = spacing(len(windows), windows.pred_len * windows.n_values)
+        _, errors = errors_of(tester, windows, np.arange(0, len(windows), every), size)
         return cls(SplitConformal.fit(errors, coverages_of(levels), columns), columns, levels)
 
     def around(self, answer: Answer) -> Tensor:

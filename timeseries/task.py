@@ -14,7 +14,7 @@ from torch import Tensor
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.timeseries.calls import Forecast, check_levels, forecast, training_loss
-from manyheads.timeseries.conformal import SplitConformal
+from manyheads.timeseries.conformal import SplitConformal, spacing
 from manyheads.timeseries.metrics import ErrorSums
 from manyheads.timeseries.quantile_sums import QuantileSums
 
@@ -28,7 +28,6 @@ WindowScaling = Literal["standard", "mean", "none"]
 Plain = bool | int | float | str | None
 
 TESTED = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # levels at which a test measures a distribution
-_ERRORS = 20_000_000  # how many errors conformal intervals are made of at most: of every k-th window
 
 
 class Forecaster(LightningModule):
@@ -188,8 +187,7 @@ class Forecaster(LightningModule):
     def _calibrated(self) -> SplitConformal:
         """Make conformal intervals of the validation windows' errors."""
         data: ForecastData = self.trainer.datamodule  # type: ignore[attr-defined]
-        windows, target = data.val_windows, data.pred_len * len(data.columns)
-        every, seen, errors = -(-len(windows) * target // _ERRORS), 0, []
+        every, seen, errors = spacing(len(data.val_windows), data.pred_len * len(data.columns)), 0, []
         training = self.model.training
         self.model.eval()
         with torch.no_grad():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic, NotRequired, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Generic, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 class Batch(TypedDict):
@@ -149,6 +152,11 @@ class Source(Protocol[B_co]):
 
     def gather(self, indices: NDArray[np.integer]) -> B_co:
         """Return some of them as a batch."""
+
+
+def share_of(trainer: Trainer | None) -> tuple[int, int]:
+    """Return this process' number and how many there are; a data module without a trainer is alone."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 class WindowLoader(Generic[B_co]):

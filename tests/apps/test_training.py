@@ -167,6 +167,15 @@ def test_another_models_checkpoint_is_refused(
         assert "does not fit" in capsys.readouterr().err
 
 
+def test_a_run_must_reach_its_first_validation(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("timeseries", "fit", "--config", config, "--output", tmp_path / "run", "--trainer.max_steps")
+    assert call(*args, 5) == 2
+    assert "max_steps 5 ends before the first validation" in capsys.readouterr().err
+    assert call(*args, 5, "--trainer.limit_train_batches", 5) == 0
+
+
 @pytest.mark.parametrize("path", ["nowhere.ckpt", "https://example.org/last.ckpt"])
 def test_a_checkpoint_must_be_a_local_file(config: Path, tmp_path: Path, path: str) -> None:
     task = options.find_task("timeseries")

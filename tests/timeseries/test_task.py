@@ -250,7 +250,7 @@ def test_conformal_intervals_are_made_of_the_validation_windows():
 
 
 def test_large_validation_parts_give_every_kth_window(monkeypatch):
-    monkeypatch.setattr("manyheads.timeseries.task._ERRORS", 20 * 8 * 3)
+    monkeypatch.setattr("manyheads.timeseries.conformal._MOST_ERRORS", 20 * 8 * 3)
     task, data = tiny(conformal=[0.8]).eval(), Held(batches([10, 10, 10, 10, 13]), batches([2]))
     runner = trainer()
     runner.test(task, data, verbose=False)

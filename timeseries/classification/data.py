@@ -16,7 +16,7 @@ from manyheads.core import datasets
 from manyheads.core.errors import DataError, UsageError
 from manyheads.timeseries.classification.labelled import Labelled, read_archive, read_long
 from manyheads.timeseries.scaling import StandardScaler
-from manyheads.timeseries.windows import WindowLoader, fill_gaps
+from manyheads.timeseries.windows import WindowLoader, fill_gaps, share_of
 
 
 class LabelledBatch(TypedDict):
@@ -175,8 +175,9 @@ class LabelledData(LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader[LabelledBatch]:
         """Return the train batches, in a new order each epoch."""
-        part = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return WindowLoader(self.train_samples, self.batch_size, True, False, self.seed, part)
+        return WindowLoader(
+            self.train_samples, self.batch_size, True, False, self.seed, share_of(self.trainer)
+        )
 
     def val_dataloader(self) -> WindowLoader[LabelledBatch]:
         """Return all validation batches."""

@@ -4,7 +4,7 @@ The recipe of the time-series library (encoder, GELU, dropout, linear map), with
 are averaged over the steps that there are, not laid side by side. A class then does not depend on where in
 the window something happens, which small sets cannot teach.
 
-Source: arXiv 2210.02186, section 4 (the recipe); GELU after the encoder as in the library's code.
+Source: the classification task of the time-series library, whose paper is arXiv 2210.02186.
 """
 
 from __future__ import annotations

@@ -216,7 +216,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(pickled, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"{pickled} does not hold tensors alone ({str(error).splitlines()[0]})") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{pickled} does not hold tensors alone ({why})") from error
     if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
         raise DataError(f"{pickled} is no state dict of tensors")
     return state

@@ -13,7 +13,7 @@ from manyheads.timeseries.data import Split, find_source
 from manyheads.timeseries.reconstruction.masks import Masked, MaskedBatch
 from manyheads.timeseries.reconstruction.parts import Names, Parts, Scaling, ScoredBatch, Tiles, read_parts
 from manyheads.timeseries.tables import Missing
-from manyheads.timeseries.windows import Batch, WindowLoader, Windows
+from manyheads.timeseries.windows import Batch, WindowLoader, Windows, share_of
 
 
 def _saved(
@@ -116,9 +116,8 @@ class ImputationData(LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader[MaskedBatch]:
         """Return the train batches, in a new order each epoch."""
-        part = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         windows = self._masked(self.parts.train, None)
-        return WindowLoader(windows, self.batch_size, True, False, self.seed, part)
+        return WindowLoader(windows, self.batch_size, True, False, self.seed, share_of(self.trainer))
 
     def val_dataloader(self) -> WindowLoader[MaskedBatch]:
         """Return all validation batches."""
@@ -207,8 +206,7 @@ class DetectionData(LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader[Batch]:
         """Return the train batches, in a new order each epoch."""
-        part = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return WindowLoader(self.parts.train, self.batch_size, True, False, self.seed, part)
+        return WindowLoader(self.parts.train, self.batch_size, True, False, self.seed, share_of(self.trainer))
 
     def val_dataloader(self) -> WindowLoader[ScoredBatch]:
         """Return the validation rows, each once."""

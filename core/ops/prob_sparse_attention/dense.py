@@ -45,7 +45,7 @@ def prob_sparse_attention(
     mask = None
     if causal:
         mask = torch.arange(k.shape[1], device=k.device) <= chosen[..., None]  # [B, H, u, Lk]
-    # torch's fused CPU attention errs twice as much in its gradients, and saves nothing on so few rows.
+    # torch's fused CPU attention breaks the float64 rule in its gradients, and saves nothing on so few rows.
     attend = plain_attention if q.device.type == "cpu" or count == 0 else attention
     rows = attend(q.gather(1, index), k, v, mask=mask, scale=scale)
     return rest.scatter(1, index, rows)
