@@ -1,6 +1,7 @@
 """The catalogue: names to builders, and tasks to classes, read without importing torch.
 
-A domain's `catalog.py` holds `MODELS`, a tuple of `Entry`, and `TASKS`; nothing is found by scanning.
+A domain's `catalog.py` holds `MODELS`, a tuple of `Entry`, and `TASKS`; nothing is found by scanning. It is
+data, read from its file alone: the domain's package, which may import what it likes, is not imported.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 from manyheads.core.errors import UsageError, did_you_mean
@@ -19,12 +23,16 @@ from manyheads.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-DOMAINS = ("timeseries",)
+DOMAINS = ("vision", "timeseries")
+ROOMS = Path(__file__).parents[1]  # the checkout, or the installed package: a folder each room
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the catalogue. Data only: `builder` is `"module:function"` and is imported on use."""
+    """One model of the catalogue. Data only: `builder` is `"module:function"` and is imported on use.
+
+    A builder that serves a family has its first argument, `variant`, from the entry.
+    """
 
     name: str
     domain: str
@@ -33,6 +41,7 @@ class Entry:
     paper: str
     licence: str
     summary: str
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,21 @@ class Task:
     predictor: str
 
 
+@cache
+def table(domain: str, name: str) -> ModuleType:
+    """Run a domain's `<name>.py`, or `<name>/__init__.py`, by itself: a table that imports the core alone."""
+    folder = ROOMS / domain
+    path = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else folder / name / "__init__.py"
+    spec = importlib.util.spec_from_file_location(f"manyheads.{domain}.{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def tasks(domain: str) -> dict[str, Task]:
     """Return a domain's tasks by name, the usual one first: the `TASKS` of its `catalog.py`."""
-    return {task.name: task for task in importlib.import_module(f"manyheads.{domain}.catalog").TASKS}
+    return {task.name: task for task in table(domain, "catalog").TASKS}
 
 
 def load_class(reference: str) -> type:
@@ -72,7 +93,7 @@ def entries(domain: str | None = None) -> list[Entry]:
         )
     found: dict[str, Entry] = {}
     for each in DOMAINS if domain is None else (domain,):
-        for entry in importlib.import_module(f"manyheads.{each}.catalog").MODELS:
+        for entry in table(each, "catalog").MODELS:
             if entry.name in found:
                 raise RuntimeError(f"two catalogue entries are named {entry.name!r}")
             found[entry.name] = entry
@@ -91,19 +112,38 @@ def find(name: str) -> Entry:
     return known[name]
 
 
-def list_models(domain: str | None = None) -> list[str]:
-    """Return the names of the models, sorted; imports no torch.
+def matching(found: Iterable[Entry], pattern: str | None) -> list[Entry]:
+    """Return the entries whose name a shell pattern fits; all without one.
 
     Raises:
-        UsageError: No such domain.
+        UsageError: It fits none.
     """
-    return sorted(entry.name for entry in entries(domain))
+    found = list(found)
+    kept = [entry for entry in found if pattern is None or fnmatchcase(entry.name, pattern)]
+    if not kept:
+        close = did_you_mean(str(pattern), [entry.name for entry in found])
+        raise UsageError(f"no model fits {pattern!r}{close} (`manyheads models` lists them)")
+    return kept
+
+
+def list_models(domain: str | None = None, pattern: str | None = None) -> list[str]:
+    """Return the names of the models, sorted; imports no torch.
+
+    Args:
+        domain: Only this domain's.
+        pattern: Only names that this shell pattern fits, such as `"swin*"`.
+
+    Raises:
+        UsageError: No such domain, or no name that fits.
+    """
+    return sorted(entry.name for entry in matching(entries(domain), pattern))
 
 
 def builder(entry: Entry) -> Callable[..., nn.Module]:
-    """Import and return an entry's builder function."""
+    """Import and return an entry's builder function, bound to the entry's variant."""
     module, _, function = entry.builder.partition(":")
-    return cast("Callable[..., nn.Module]", getattr(importlib.import_module(module), function))
+    build = cast("Callable[..., nn.Module]", getattr(importlib.import_module(module), function))
+    return build if entry.variant is None else partial(build, entry.variant)
 
 
 def arguments(entry: Entry) -> str:
@@ -114,10 +154,10 @@ def arguments(entry: Entry) -> str:
         'seq_len: int, pred_len: int, season_length: int=24'
     """
     module, _, function = entry.builder.partition(":")
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text())
+    tree = ast.parse(ROOMS.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text())
     (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    if entry.variant is not None:
+        del found.args.args[0]
     return ast.unparse(found.args)
 
 

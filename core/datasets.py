@@ -7,7 +7,6 @@ Search order: the folders in MANYHEADS_DATA, the cache (MANYHEADS_CACHE), the co
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.resources
 import os
 import urllib.error
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from manyheads.core.catalog import DOMAINS
+from manyheads.core.catalog import DOMAINS, table
 from manyheads.core.errors import DataError, UsageError, did_you_mean
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -68,7 +67,7 @@ def datasets(domain: str | None = None) -> list[DataSet]:
             f"no domain {domain!r}{did_you_mean(domain, DOMAINS)} (domains: {', '.join(DOMAINS)})"
         )
     wanted = DOMAINS if domain is None else (domain,)
-    return [d for each in wanted for d in importlib.import_module(f"manyheads.{each}.datasets").DATASETS]
+    return [d for each in wanted for d in table(each, "datasets").DATASETS]
 
 
 def find(name: str) -> DataSet:

@@ -1,0 +1,1 @@
+"""The image models, one family a file; plain modules without lightning."""
