@@ -16,7 +16,7 @@ from pathlib import Path
 from manyheads import __version__
 from manyheads.apps import options
 from manyheads.apps.arguments import Parser, make_parser
-from manyheads.core.catalog import DOMAINS, arguments, entries, find
+from manyheads.core.catalog import DOMAINS, arguments, entries, find, matching
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
 COMMANDS = ("quickstart", "predict", "models", "data", "doctor", *DOMAINS)
@@ -29,6 +29,7 @@ def _top() -> Parser:
         "Sequence models on one attention/SSM core: train, test, and run them over files.",
         epilog="""commands:
   quickstart             train, test, save, predict and plot on real data in three minutes
+  vision fit ...         train an image classifier from a config (also: validate, test, predict, explain, knn)
   timeseries fit ...     train a forecaster from a config (also: validate, test, predict, backtest, plot)
   predict                run a model over files as a resumable batch job
   models                 list the catalogue, or show one model
@@ -48,7 +49,7 @@ def quickstart(args: Sequence[str]) -> int:
         "quickstart", "Real data, then: train, test, save, predict as a job, plot. Works offline."
     )
     parser.add_argument(
-        "domain", nargs="?", choices=DOMAINS, default="timeseries", help="default: timeseries"
+        "domain", nargs="?", choices=("timeseries",), default="timeseries", help="timeseries alone so far"
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("quickstart"), help="folder to fill (quickstart/)"
@@ -118,9 +119,17 @@ def _batch_size(text: str) -> int | None:
 
 def models(args: Sequence[str]) -> int:
     """List the catalogue or show one entry."""
-    parser = make_parser("models", "List the catalogue, or show one model: its paper, task and arguments.")
+    parser = make_parser(
+        "models",
+        "List the catalogue, or show one model: its paper, task and arguments.",
+        epilog="example: manyheads models list 'swin*'",
+    )
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
-    parser.add_argument("name", nargs="?", help="with show: the model's name")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        help="with show: the model's name; with list: a pattern that names fit, such as 'swin*'",
+    )
     parser.add_argument("--domain", choices=DOMAINS, help="only this domain's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parsed = parser.parse(args)
@@ -135,9 +144,7 @@ def models(args: Sequence[str]) -> int:
             else "\n".join(f"{key:9} {value}" for key, value in shown.items())
         )
         return 0
-    if parsed.name is not None:
-        raise UsageError(f"manyheads models list takes no name; `manyheads models show {parsed.name}`?")
-    found = entries(parsed.domain)
+    found = matching(entries(parsed.domain), parsed.name)
     if parsed.json:
         print(json.dumps([vars(entry) for entry in found]))
         return 0
