@@ -1,0 +1,1 @@
+"""Architectures of speech models, one family a file."""
