@@ -5,6 +5,7 @@ Nothing here imports torch: `--help`, `--version`, `models`, `data list` and a w
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -173,7 +174,7 @@ def data(args: Sequence[str]) -> int:
         return 0
     found = datasets.datasets()
     if parsed.json:
-        print(json.dumps([vars(entry) for entry in found]))
+        print(json.dumps([{**dataclasses.asdict(entry), "size": entry.size} for entry in found]))
         return 0
     for each in found:
         print(f"{each.name:17} {each.domain:10} {each.size / 1e6:6.1f} MB  {each.split:8} {each.summary}")

@@ -12,6 +12,7 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,26 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
+class File:
+    """One file of a data set.
+
+    Args:
+        path: Where it lies below a data folder; the file there may also end in .gz.
+        size: Size of the plain file in bytes.
+        sha256: Checksum of the plain file.
+        address: Where it can be downloaded and has this checksum, packed there if it ends in .gz; None if
+            nowhere known.
+        embedded: Package and file of the copy in the wheel, as "package:file".
+    """
+
+    path: str
+    size: int
+    sha256: str
+    address: str | None = None
+    embedded: str | None = None
+
+
+@dataclass(frozen=True)
 class DataSet:
     """One data set. Data only.
 
@@ -32,28 +53,25 @@ class DataSet:
         domain: Its domain.
         summary: What it holds, in a line.
         licence: Licence, and what it permits.
-        path: Where it lies below a data folder; the file there may also end in .gz.
-        size: Size of the plain file in bytes.
-        sha256: Checksum of the plain file.
+        files: Its files; several lie in one folder.
         split: The standard split's name.
-        shape: Rows and columns.
+        shape: Rows and columns, or images, height, width and channels.
         columns: The columns' names.
-        address: Where it can be downloaded and has this checksum; None if nowhere known.
-        embedded: Package and file of the copy in the wheel, as "package:file".
     """
 
     name: str
     domain: str
     summary: str
     licence: str
-    path: str
-    size: int
-    sha256: str
+    files: tuple[File, ...]
     split: str
-    shape: tuple[int, int]
-    columns: tuple[str, ...]
-    address: str | None = None
-    embedded: str | None = None
+    shape: tuple[int, ...]
+    columns: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all plain files."""
+        return sum(file.size for file in self.files)
 
 
 def datasets(domain: str | None = None) -> list[DataSet]:
@@ -89,21 +107,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MANYHEADS_CACHE") or Path.home() / ".cache" / "manyheads")
 
 
+def _below(folder: Path, file: File) -> Path | None:
+    """Find a file below a data folder, plain or packed."""
+    for path in (folder / file.path, folder / f"{file.path}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _place(dataset: DataSet, first: Path) -> Path:
+    """Return what stands for a data set: its file, or the folder of its several files."""
+    return first if len(dataset.files) == 1 else first.parent
+
+
 def _present(dataset: DataSet) -> Path | None:
-    """Look in MANYHEADS_DATA, the cache and the package."""
+    """Look in MANYHEADS_DATA, the cache and the package; a folder counts if it has every file."""
     folders = [Path(folder) for folder in os.environ.get("MANYHEADS_DATA", "").split(os.pathsep) if folder]
     for folder in (*folders, cache_folder() / "data"):
-        for path in (folder / dataset.path, folder / f"{dataset.path}.gz"):
-            if path.is_file():
-                return path
-    if dataset.embedded:
-        package, _, file = dataset.embedded.partition(":")
-        return Path(str(importlib.resources.files(package).joinpath(file)))
+        found = [_below(folder, file) for file in dataset.files]
+        if found[0] is not None and None not in found:
+            return _place(dataset, found[0])
+    embedded = dataset.files[0].embedded
+    if embedded:
+        package, _, name = embedded.partition(":")
+        return Path(str(importlib.resources.files(package).joinpath(name)))
     return None
 
 
 def locate(name: str, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Return the file of a data set, downloading it if it is nowhere on this machine.
+    """Return the file of a data set, or the folder of its several, downloading what is nowhere here.
 
     Args:
         name: The data set's name.
@@ -133,58 +165,72 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, _checked(newurl))  # type: ignore[arg-type]
 
 
-def _receive(dataset: DataSet, partial: Path, progress: Callable[[int, int], None] | None) -> str:
-    """Stream the address to a file, never more than the known size; returns the checksum of what came."""
-    assert dataset.address is not None
+def _receive(file: File, partial: Path, progress: Callable[[int], None]) -> str:
+    """Stream the address to a plain file, never more than the known size; returns its checksum."""
+    assert file.address is not None
     digest, received = hashlib.sha256(), 0
+    unpack = zlib.decompressobj(31) if file.address.endswith(".gz") else None
     opener = urllib.request.build_opener(_CheckedRedirects)
-    with opener.open(_checked(dataset.address), timeout=60) as answer, partial.open("wb") as file:
+    with opener.open(_checked(file.address), timeout=60) as answer, partial.open("wb") as target:
         while block := answer.read(1 << 16):
-            received += len(block)
-            if received > dataset.size:
+            # One byte more than it should be is enough to see that it is too much, whatever it unpacks to.
+            plain = unpack.decompress(block, file.size + 1 - received) if unpack else block
+            received += len(plain)
+            if received > file.size:
                 raise DataError(
-                    f"{dataset.address} sends more than the {dataset.size} bytes it should; nothing was kept"
+                    f"{file.address} sends more than the {file.size} bytes it should; nothing was kept"
                 )
-            digest.update(block)
-            file.write(block)
-            if progress:
-                progress(received, dataset.size)
-        file.flush()
-        os.fsync(file.fileno())
+            digest.update(plain)
+            target.write(plain)
+            progress(received)
+        target.flush()
+        os.fsync(target.fileno())
     return digest.hexdigest()
 
 
 def download(dataset: DataSet, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Download a data set to the cache; it is moved in place after its checksum has been verified.
+    """Download a data set to the cache; each file is moved in place after its checksum has been verified.
 
     Args:
         dataset: The data set.
-        progress: Called with the bytes received and the bytes to come.
+        progress: Called with the bytes received and the bytes to come, of plain files.
 
     Raises:
         DataError: No address, no connection, or other bytes than expected.
     """
-    if dataset.address is None:
-        raise DataError(
-            f"data set {dataset.name!r} has no address with a known checksum, so it is not downloaded; "
-            f"put the file at {dataset.path}[.gz] below a folder and set MANYHEADS_DATA to that folder"
-        )
-    target = cache_folder() / "data" / dataset.path
+    lacking = [file for file in dataset.files if not _below(cache_folder() / "data", file)]
+    for file in lacking:
+        if file.address is None:
+            raise DataError(
+                f"data set {dataset.name!r} has no address with a known checksum, so it is not downloaded; "
+                f"put the file at {file.path}[.gz] below a folder and set MANYHEADS_DATA to that folder"
+            )
+    done, total = 0, sum(file.size for file in lacking)
+    for file in lacking:
+        before = done
+        _download(dataset.name, file, lambda n, so_far=before: progress and progress(so_far + n, total))
+        done += file.size
+    first = _below(cache_folder() / "data", dataset.files[0])
+    assert first is not None
+    return _place(dataset, first)
+
+
+def _download(name: str, file: File, progress: Callable[[int], None]) -> None:
+    target = cache_folder() / "data" / file.path
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = _receive(dataset, partial, progress)
-        if found != dataset.sha256:
+        found = _receive(file, partial, progress)
+        if found != file.sha256:
             raise DataError(
-                f"{dataset.address} sent other bytes than expected (sha256 {found[:12]}..., not "
-                f"{dataset.sha256[:12]}...); nothing was kept"
+                f"{file.address} sent other bytes than expected (sha256 {found[:12]}..., not "
+                f"{file.sha256[:12]}...); nothing was kept"
             )
         partial.replace(target)
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, OSError, zlib.error) as error:
         raise DataError(
-            f"data set {dataset.name!r} could not be downloaded from {dataset.address} ({error}); "
-            f"put the file at {dataset.path} below a folder and set MANYHEADS_DATA to that folder"
+            f"data set {name!r} could not be downloaded from {file.address} ({error}); "
+            f"put the file at {file.path} below a folder and set MANYHEADS_DATA to that folder"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
-    return target
