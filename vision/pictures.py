@@ -147,9 +147,13 @@ def _list_mistakes(axis: Axes, matrix: NDArray[Any], shares: Floats, labels: Seq
     for k, (i, j) in enumerate(zip(*np.unravel_index(worst, wrong.shape), strict=True)):
         if not wrong[i, j]:
             break
-        true, taken = (f"{_short(labels[each])} ({each})" for each in (i, j))
+        true, taken = (_numbered(labels[each], each) for each in (i, j))
         text = f"{wrong[i, j]:.0%} of {true}\n      taken for {taken}"
         axis.text(0, 0.96 - k * 0.96 / MOST_LISTED, text, va="top", fontsize=9, parse_math=False)
+
+
+def _numbered(label: str, number: int) -> str:
+    return label if label == str(number) else f"{_short(label)} ({number})"
 
 
 def calibration_bins(confidences: Floats, correct: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
