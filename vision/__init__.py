@@ -2,3 +2,7 @@
 
 `timm.create_model("vim_tiny_patch16_224")` works afterwards, whichever of the two is imported first.
 """
+
+from manyheads.vision.registration import register
+
+register()

@@ -164,4 +164,44 @@ def _of_timm() -> tuple[Entry, ...]:
     )
 
 
-MODELS: tuple[Entry, ...] = (*_of_timm(),)
+VIM: dict[str, str] = {
+    "vim_tiny_patch16_224": "Vim-tiny: scans over patches from both ends, 7.1 million parameters",
+    "vim_tiny_patch16_stride8_224": "Vim-tiny on overlapping patches: four times the tokens",
+    "vim_small_patch16_224": "Vim-small: 25.8 million parameters",
+    "vim_small_patch16_stride8_224": "Vim-small on overlapping patches",
+    "vim_base_patch16_224": "Vim-base: 97.6 million parameters",
+    "vim": "Vision Mamba of any size: bidirectional state space scans over patches",
+}
+CCT: dict[str, str] = {
+    "cct_2_3x2_32": "CCT-2/3x2 for images of 32: 0.28 million parameters",
+    "cct_4_3x2_32": "CCT-4/3x2 for images of 32: 0.48 million parameters",
+    "cct_6_3x1_32": "CCT-6/3x1 for images of 32: 3.2 million parameters",
+    "cct_7_3x1_32": "CCT-7/3x1 for images of 32: 3.8 million parameters",
+    "cct_7_3x2_32": "CCT-7/3x2 for images of 32: 3.9 million parameters",
+    "cct_14_7x2_224": "CCT-14/7x2 for images of 224: 22.4 million parameters",
+    "cct_14_7x2_384": "CCT-14/7x2 for images of 384: 22.5 million parameters",
+    "cct": "Compact convolutional transformer of any size, for small data",
+}
+
+
+def _of_ours(rows: dict[str, str], module: str, paper: str) -> tuple[Entry, ...]:
+    """The rows of models that are built here; each has a builder of its name."""
+    return tuple(
+        Entry(
+            name=name,
+            domain="vision",
+            task="classification",
+            builder=f"manyheads.vision.models.{module}:{name}",
+            paper=paper,
+            licence="Apache-2.0",
+            summary=summary,
+        )
+        for name, summary in rows.items()
+    )
+
+
+MODELS: tuple[Entry, ...] = (
+    *_of_timm(),
+    *_of_ours(VIM, "vim", "arXiv 2401.09417"),
+    *_of_ours(CCT, "cct", "arXiv 2104.05704"),
+)

@@ -5,6 +5,7 @@ arXiv 2104.05704. Parameters have the names and shapes of the official weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from timm.layers import to_2tuple
@@ -22,7 +23,7 @@ from manyheads.vision.models.cct_layers import (
     first_linear,
     sinusoids,
 )
-from manyheads.vision.models.class_tokens import Grid, resize_grid
+from manyheads.vision.models.class_tokens import Grid, resize_grid, square_grid
 from manyheads.vision.models.intermediates import Intermediates, Layout, arranged, packed, wanted
 from manyheads.vision.models.pretrained_cfg import CIFAR10, IMAGENET, evaluation
 
@@ -89,7 +90,7 @@ class CCT(nn.Module):
         """The positions of another grid."""
         if self.positions == "sine":
             return sinusoids(grid[0] * grid[1], self.embed_dim).to(positions)
-        return resize_grid(positions, self.grid_size, grid)
+        return resize_grid(positions, self.grid_size, grid, "bilinear")
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -365,3 +366,16 @@ def cct_14_7x2_384(
 ) -> CCT:
     """CCT-14/7x2."""
     return cct(384, 14, 6, 3, 2, 7, **locals())
+
+
+def filter_cct(state: Mapping[str, Any], model: CCT) -> dict[str, Tensor]:
+    """What timm calls on a checkpoint before it loads it: fit the positions to the model's image size."""
+    fitted = dict(state.get("model", state))
+    key, wanted = "classifier.positional_emb", model.classifier.positional_emb
+    if key in fitted and wanted is not None and fitted[key].shape != wanted.shape:
+        if model.positions == "sine":
+            fitted[key] = wanted.detach()
+        else:
+            old = square_grid(fitted[key].shape[1], "none")
+            fitted[key] = resize_grid(fitted[key], old, model.grid_size, "bilinear")
+    return fitted

@@ -57,15 +57,17 @@ def join_rows(patches: Tensor, extra: Tensor, rows: tuple[int, ...]) -> Tensor:
     return torch.cat([*pieces, patches[:, start:]], 1)
 
 
-def resize_grid(rows: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Resize a grid of rows bicubically, as the official fine-tuning does.
+def resize_grid(
+    rows: Tensor, old: Grid, new: Grid, mode: Literal["bicubic", "bilinear"] = "bicubic"
+) -> Tensor:
+    """Resize a grid of rows as the official fine-tunings do: Vim's bicubically, CCT's bilinearly.
 
     Shape:
         rows `[1, old height * old width, d]` -> `[1, new height * new width, d]`.
     """
     image = rows.transpose(1, 2).unflatten(2, old)
     image = image if image.dtype == torch.float64 else image.float()
-    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    resized = F.interpolate(image, size=new, mode=mode, align_corners=False)
     return resized.flatten(2).transpose(1, 2).to(rows.dtype)
 
 
