@@ -78,7 +78,13 @@ def predict(args: Sequence[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="output folder")
     parser.add_argument("--engine", choices=("local",), default="local", help="where shards run (local)")
     parser.add_argument("--batch-size", default="auto", help="records a batch (auto: the domain's default)")
-    parser.add_argument("--shard-size", type=int, default=64, help="records a part file (64)")
+    parser.add_argument(
+        "--shard-size", default="auto", help="records a part file (auto: the domain's default, or 64)"
+    )
+    parser.add_argument(
+        "--output-kind", metavar="KIND", help="images: label (default), probabilities, logits or features"
+    )
+    parser.add_argument("--top-k", type=int, metavar="N", help="images: labels a row (5)")
     parser.add_argument("--workers", type=int, default=0, help="worker processes (0: this process)")
     parser.add_argument("--resume", action="store_true", help="continue a job that was stopped")
     parser.add_argument(
@@ -95,26 +101,30 @@ def predict(args: Sequence[str]) -> int:
             inputs=parsed.inputs,
             output=parsed.output,
             engine=parsed.engine,
-            batch_size=_batch_size(parsed.batch_size),
-            shard_size=parsed.shard_size,
+            batch_size=_number(parsed.batch_size, "--batch-size"),
+            shard_size=_number(parsed.shard_size, "--shard-size"),
             workers=parsed.workers,
             resume=parsed.resume,
             max_bad=parsed.max_bad,
             quiet=parsed.quiet or parsed.json,
+            settings={
+                name: getattr(parsed, name)
+                for name in ("output_kind", "top_k")
+                if getattr(parsed, name) is not None
+            },
         )
     )
     if parsed.json:
-        print(
-            json.dumps({key: getattr(result, key) for key in ("records", "rows", "bad", "shards", "seconds")})
-        )
+        shown = ("records", "rows", "bad", "shards", "seconds", "preparing")
+        print(json.dumps({key: getattr(result, key) for key in shown}))
     return result.exit_code
 
 
-def _batch_size(text: str) -> int | None:
+def _number(text: str, option: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch-size takes `auto` or a positive number, not {text!r}")
+        raise UsageError(f"{option} takes `auto` or a positive number, not {text!r}")
     return int(text)
 
 

@@ -14,11 +14,13 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from manyheads.apps.parts import Counts, Task
 from manyheads.core import files
@@ -26,6 +28,9 @@ from manyheads.core.errors import ManyheadsError, UsageError
 
 JOB, SUCCESS, LOCK = "job.json", "_SUCCESS", ".lock"
 SOFTWARE = ("manyheads", "pyarrow", "torch")
+SMALL = 1 << 20  # bytes of a file that is read at once
+
+Advance: TypeAlias = Callable[[int], None]
 
 
 @contextmanager
@@ -95,7 +100,11 @@ def resolve_inputs(inputs: Sequence[str], output: Path) -> list[Path]:
     """
     found: list[Path] = []
     for each in inputs:
-        paths = [Path(each)] if Path(each).exists() else [Path(path) for path in sorted(glob.glob(each))]
+        paths = (
+            [Path(each)]
+            if Path(each).exists()
+            else [Path(path) for path in sorted(glob.glob(each, recursive=True))]
+        )
         if not paths:
             raise UsageError(f"no input {each}")
         found += paths
@@ -105,30 +114,94 @@ def resolve_inputs(inputs: Sequence[str], output: Path) -> list[Path]:
     return found
 
 
-def _contents(path: Path) -> list[Path]:
-    """Return a file, or all files of a folder in order."""
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+def contents(path: Path) -> list[str]:
+    """Return a file's path, or those of all files of a folder, in order; links to folders are not followed."""
+    if not path.is_dir():
+        return [str(path)] if path.is_file() else []
+    found: list[str] = []
+    waiting = [str(path)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.is_file():
+                    found.append(entry.path)
+    return sorted(found)
 
 
-def describe_input(path: Path) -> dict[str, Any]:
-    """Return the name, size and content hash of a file, or of all files of a folder together."""
-    contents = _contents(path)
-    size = sum(file.stat().st_size for file in contents)
+def describe_input(path: Path, advance: Advance = lambda number: None) -> dict[str, Any]:
+    """Return the name, size and content hash of a file, or of all files of a folder together.
+
+    Args:
+        path: The file or folder.
+        advance: Told of files as they are read.
+    """
     if path.is_file():
-        return {"name": path.name, "bytes": size, "sha256": files.sha256(path)}
-    listing = [[str(file.relative_to(path)), files.sha256(file)] for file in contents]
-    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    return {"name": path.name, "files": len(contents), "bytes": size, "sha256": digest}
+        described = {"name": path.name, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        advance(1)
+        return described
+    names = contents(path)
+    size, digest = _digest(((name, os.path.relpath(name, path)) for name in names), advance)
+    return {"name": path.name, "files": len(names), "bytes": size, "sha256": digest}
 
 
-def stamp(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return sizes and times of the inputs, to see whether they change while the job runs."""
-    contents = [(str(file), file.stat()) for path in paths for file in _contents(path)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in contents]
+def describe_named(names: Iterable[str], advance: Advance = lambda number: None) -> dict[str, Any]:
+    """Return number, size and content hash of files that the inputs name; a missing one counts as such."""
+    count = 0
+
+    def counted() -> Iterator[tuple[str, str]]:
+        nonlocal count
+        for name in names:
+            count += 1
+            yield name, ""  # the table, hashed itself, has its name
+
+    size, digest = _digest(counted(), advance)
+    return {"name": "files that the inputs name", "files": count, "bytes": size, "sha256": digest}
+
+
+def _digest(named: Iterable[tuple[str, str]], advance: Advance) -> tuple[int, str]:
+    """Return the size and the hash of files, each with the name that counts."""
+    whole, total = hashlib.sha256(), 0
+    for path, name in named:
+        size, content = _hash(path)
+        whole.update(json.dumps([name, size, content]).encode())
+        total += max(0, size)
+        advance(1)
+    return total, whole.hexdigest()
+
+
+def _hash(path: str) -> tuple[int, str]:
+    """Return a file's size and hash; -1 where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return -1, ""
+            if about.st_size <= SMALL:  # file_digest clears a large buffer each time
+                return about.st_size, hashlib.sha256(file.read()).hexdigest()
+            return about.st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return -1, ""
+
+
+def stamp(paths: Sequence[Path], named: Iterable[str] = ()) -> str:
+    """Return a hash of the sizes and times of the inputs, to see whether they change while the job runs."""
+    digest = hashlib.sha256()
+    for name in chain((name for path in paths for name in contents(path)), named):
+        try:
+            about = os.stat(name)
+            digest.update(json.dumps([name, about.st_size, about.st_mtime_ns]).encode())
+        except (OSError, ValueError):
+            digest.update(json.dumps([name]).encode())
+    return digest.hexdigest()
 
 
 def describe_job(
-    identity: Mapping[str, str], options: Mapping[str, int], inputs: Sequence[Mapping[str, Any]], shards: int
+    identity: Mapping[str, str],
+    options: Mapping[str, str | int],
+    inputs: Sequence[Mapping[str, Any]],
+    shards: int,
 ) -> dict[str, Any]:
     """Return what `job.json` says of a job: everything its bytes depend on, and the hash of that."""
     job: dict[str, Any] = {

@@ -12,22 +12,24 @@ import errno
 import importlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from manyheads.apps import jobfolder
-from manyheads.apps.parts import FULL, Counts, Fault, Load, Task, read_counts
-from manyheads.apps.progress import Progress
+from manyheads.apps.parts import FULL, Cost, Counts, Fault, Load, Task, read_counts
+from manyheads.apps.progress import Count, Progress
 from manyheads.apps.stopping import Stopped, Stopping
 from manyheads.core import hub
 from manyheads.core.errors import DataError, ManyheadsError, UsageError, did_you_mean
-from manyheads.core.predictor import AnyPredictor
+from manyheads.core.predictor import AnyPredictor, Settings, configure, settings_of
 
 ENGINES = {"local": "manyheads.apps.engines.local"}
 TOO_MANY_BAD = 3
+SHARD_SIZE = 64  # records a part file, where the domain has no number of its own
+MANY_FILES = 2000  # of an input; reading them takes long enough to say so
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ class JobOptions:
         engine: Where shards run.
         batch_size: Records a batch; the domain's own number by default.
         workers: Worker processes; 0 runs in this one.
-        shard_size: Records a part file, about.
+        shard_size: Records a part file, about; the domain's own number by default, or 64.
         resume: Go on with the job in the folder; a folder without one starts it.
         max_bad: Share of bad records, 0 to 1, up to which the job counts as done.
         quiet: Print errors only.
+        settings: What the domain's predictor knows, by name (`output_kind`, `top_k` of images).
     """
 
     model: str
@@ -53,10 +56,11 @@ class JobOptions:
     engine: str = "local"
     batch_size: int | None = None
     workers: int = 0
-    shard_size: int = 64
+    shard_size: int | None = None
     resume: bool = False
     max_bad: float = 0.0
     quiet: bool = False
+    settings: Settings = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse values that mean nothing.
@@ -71,7 +75,7 @@ class JobOptions:
             raise UsageError("a job needs an input")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, not {self.batch_size}")
-        if self.shard_size < 1:
+        if self.shard_size is not None and self.shard_size < 1:
             raise UsageError(f"the shard size must be at least 1, not {self.shard_size}")
         if self.workers < 0:
             raise UsageError(f"the number of workers must be at least 0, not {self.workers}")
@@ -81,7 +85,18 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job came to, earlier runs included; `seconds` are this run's, `exit_code` 0 or 3."""
+    """What a job came to, earlier runs included.
+
+    Args:
+        rows: Rows of all parts.
+        bad: Records that could not be used.
+        records: All records.
+        shards: Parts.
+        seconds: Of this run.
+        exit_code: 0, or 3 where more records are bad than allowed.
+        preparing: Share of this run's CPU time, 0 to 1, that went into reading and preparing records; None
+            where it predicted nothing.
+    """
 
     rows: int
     bad: int
@@ -89,6 +104,7 @@ class JobResult:
     shards: int
     seconds: float
     exit_code: int
+    preparing: float | None = field(default=None, compare=False)
 
 
 def load_model(reference: str) -> tuple[AnyPredictor, dict[str, str]]:
@@ -118,20 +134,25 @@ def run_job(options: JobOptions, *, load: Load = load_model, fault: Fault | None
     with _created(options.output), jobfolder.locked(options.output), Stopping() as stopping:
         jobfolder.check_free(options.output, options.resume)
         predictor, identity = load(options.model)
+        predictor = configure(predictor, options.settings)
+        if options.shard_size is None:
+            options = replace(options, shard_size=getattr(predictor, "shard_size", SHARD_SIZE))
         with _resumable(options.output):
-            seen = jobfolder.stamp(inputs)
+            seen = _stamp(predictor, inputs)
             shards = _shards(predictor, inputs, options)
-            task = _open(options, inputs, identity, predictor, len(shards), load, fault)
-            counts, before = jobfolder.finished(task), None
+            described = _describe(predictor, inputs, options, stopping.check)
+            task = _open(options, described, identity, predictor, len(shards), load, fault)
+            counts, before, cost = jobfolder.finished(task), None, Cost()
             if counts is None:
-                counts, before = _run(options, task, predictor, shards, stopping)
-                if jobfolder.stamp(inputs) != seen:
+                counts, before, cost = _run(options, task, predictor, shards, stopping)
+                if _stamp(predictor, inputs) != seen:
                     raise DataError("an input changed while the job ran: start again in another folder")
                 if counts.bad <= options.max_bad * counts.records:
                     jobfolder.finish(task, counts)
     seconds = time.perf_counter() - start
     code = 0 if (options.output / jobfolder.SUCCESS).exists() else TOO_MANY_BAD
-    result = JobResult(counts.rows, counts.bad, counts.records, task.total, seconds, code)
+    preparing = cost.preparing / cost.total if cost.total else None
+    result = JobResult(counts.rows, counts.bad, counts.records, task.total, seconds, code, preparing)
     _report(options, result, before)
     return result
 
@@ -174,17 +195,49 @@ def _resumable(output: Path) -> Iterator[None]:
         jobfolder.clear_temporaries(output)
 
 
-def _shards(predictor: AnyPredictor, inputs: list[Path], options: JobOptions) -> list[Any]:
+def _source(inputs: list[Path]) -> str | list[str]:
     names = [str(path) for path in inputs]
-    shards = predictor.shards(names[0] if len(names) == 1 else names, options.shard_size)
+    return names[0] if len(names) == 1 else names
+
+
+def _shards(predictor: AnyPredictor, inputs: list[Path], options: JobOptions) -> list[Any]:
+    assert options.shard_size is not None
+    shards = predictor.shards(_source(inputs), options.shard_size)
     if not shards:
-        raise DataError(f"no records in {', '.join(names)}")
+        raise DataError(f"no records in {', '.join(map(str, inputs))}")
     return shards
+
+
+def _named_files(predictor: AnyPredictor, inputs: list[Path]) -> Iterator[str]:
+    """Yield the files that the inputs name without containing them."""
+    if hasattr(predictor, "named_files"):
+        yield from predictor.named_files(_source(inputs))
+
+
+def _stamp(predictor: AnyPredictor, inputs: list[Path]) -> str:
+    return jobfolder.stamp(inputs, _named_files(predictor, inputs))
+
+
+def _describe(
+    predictor: AnyPredictor, inputs: list[Path], options: JobOptions, check: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Read the inputs for the fingerprint, with a bar where they are many files."""
+    total = sum(len(jobfolder.contents(path)) for path in inputs)
+    total += sum(1 for _ in _named_files(predictor, inputs))
+    with Count(total, "input files", options.quiet or total < MANY_FILES) as count:
+
+        def advance(number: int) -> None:
+            count.advance(number)
+            check()
+
+        found = [jobfolder.describe_input(path, advance) for path in inputs]
+        named = jobfolder.describe_named(_named_files(predictor, inputs), advance)
+        return [*found, named] if named["files"] else found
 
 
 def _open(
     options: JobOptions,
-    inputs: list[Path],
+    described: list[dict[str, Any]],
     identity: dict[str, str],
     predictor: AnyPredictor,
     total: int,
@@ -196,8 +249,8 @@ def _open(
     batch_size = options.batch_size or predictor.batch_size
     job = jobfolder.describe_job(
         identity,
-        {"batch_size": batch_size, "shard_size": options.shard_size},
-        [jobfolder.describe_input(path) for path in inputs],
+        {"batch_size": batch_size, "shard_size": options.shard_size or 0, **settings_of(predictor)},
+        described,
         total,
     )
     job["threads"] = max(1, engine.available_threads() // max(1, options.workers))
@@ -216,25 +269,32 @@ def _open(
         batch_size=batch_size,
         threads=job["threads"],
         fingerprint=job["fingerprint"],
+        settings=settings_of(predictor),
         fault=fault,
     )
 
 
 def _run(
     options: JobOptions, task: Task, predictor: AnyPredictor, shards: list[Any], stopping: Stopping
-) -> tuple[Counts, Counts]:
-    """Run the shards that have no valid part yet; the job's counts, and those of earlier runs among them."""
+) -> tuple[Counts, Counts, Cost]:
+    """Run the shards that have no valid part yet.
+
+    Returns:
+        The job's counts, those of earlier runs among them, and what this run cost.
+    """
     engine = importlib.import_module(ENGINES[options.engine])
     found = [read_counts(task, index) for index in range(task.total)]
     todo = [(index, shards[index]) for index, counts in enumerate(found) if counts is None]
     before = total = sum((counts for counts in found if counts is not None), Counts())
-    with Progress(task.total, task.total - len(todo), options.shard_size, options.quiet) as progress:
-        for counts in engine.run(
+    cost, size = Cost(), options.shard_size or SHARD_SIZE
+    with Progress(task.total, task.total - len(todo), size, options.quiet) as progress:
+        for done in engine.run(
             todo, task, predictor, workers=options.workers, check=stopping.check, advance=progress.advance
         ):
             progress.finish_shard()
-            total += counts
-    return total, before
+            total += done.counts
+            cost += done.cost
+    return total, before, cost
 
 
 def _report(options: JobOptions, result: JobResult, before: Counts | None) -> None:
@@ -244,6 +304,8 @@ def _report(options: JobOptions, result: JobResult, before: Counts | None) -> No
         if before is not None:
             made = result.records - before.records
             run = f"{made} records in {result.seconds:.1f} s, {made / result.seconds:.1f} records/s"
+            if result.preparing is not None:
+                run += f", reading and preparing {result.preparing:.0%} of CPU"
         totals = f"{result.records} records, {result.rows} rows, {result.bad} bad"
         print(f"{totals} -> {options.output} ({run})", file=sys.stderr)
     if result.exit_code == TOO_MANY_BAD:

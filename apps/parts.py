@@ -10,16 +10,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
 from manyheads.core import files
 from manyheads.core.errors import ManyheadsError
-from manyheads.core.predictor import AnyPredictor, Bad, Row, run
+from manyheads.core.predictor import AnyPredictor, Bad, Row, Settings, Spent, run
 
 ROW_GROUP = 32_768  # rows; what a reader, and this writer, must hold at once
 FOOTER = "manyheads"
@@ -43,6 +45,25 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """CPU seconds of a shard, or several, and those of them that went into reading and preparing records."""
+
+    preparing: float = 0.0
+    total: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.preparing + other.preparing, self.total + other.total)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A shard that is done; what it cost differs from run to run, and is in no file."""
+
+    counts: Counts
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class Task:
     """What the shards of a job share; picklable, so that engines can send it to their workers.
 
@@ -55,6 +76,7 @@ class Task:
         batch_size: Records a batch.
         threads: Threads of torch in each process; part of the job, for sums depend on them in the last bit.
         fingerprint: The job's.
+        settings: What the predictor is configured with.
         fault: Called at the steps of the protocol, for tests that end the process there.
     """
 
@@ -66,6 +88,7 @@ class Task:
     batch_size: int
     threads: int
     fingerprint: str
+    settings: Settings = field(default_factory=dict)
     fault: Fault | None = None
 
     def part(self, index: int) -> Path:
@@ -82,6 +105,14 @@ class Task:
             self.fault(point, index)
 
 
+def arrow_type(kind: str) -> Any:
+    """Return the Arrow type of a column: a name of `pyarrow.type_for_alias`, or `list<name>`."""
+    import pyarrow as pa
+
+    inner = re.fullmatch(r"list<(\w+)>", kind)
+    return pa.list_(pa.type_for_alias(inner[1])) if inner else pa.type_for_alias(kind)
+
+
 class Part:
     """Writes rows of the same columns and types to a parquet file, in row groups of a fixed size.
 
@@ -96,7 +127,7 @@ class Part:
 
         self.rows = 0
         self._names = columns.keys()
-        self._schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+        self._schema = pa.schema([(name, arrow_type(kind)) for name, kind in columns.items()])
         self._pending: list[Any] = []
         self._held = 0
         self._writer = pq.ParquetWriter(str(path), self._schema, compression="zstd", write_page_checksum=True)
@@ -146,7 +177,7 @@ class Part:
         self._writer.close()
 
 
-def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Counts:
+def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Done:
     """Predict one shard into its part.
 
     Args:
@@ -161,8 +192,9 @@ def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on
     """
     part, bad = task.part(index), task.bad(index)
     written = [files.temporary(part), files.temporary(bad)]
+    begin, spent = time.process_time(), Spent()
     try:
-        counts = _write(predictor, task, index, shard, on_batch)
+        counts = _write(predictor, task, index, shard, on_batch, spent)
         if not counts.bad:
             written.pop().unlink()
         for file in written:
@@ -186,15 +218,17 @@ def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on
     finally:
         for file in written:
             file.unlink(missing_ok=True)
-    return counts
+    return Done(counts, Cost(spent.preparing, time.process_time() - begin))
 
 
-def _write(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Counts:
+def _write(
+    predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch, spent: Spent
+) -> Counts:
     """Write the part and the bad records of a shard under their temporary names."""
     counts, digest = Counts(), hashlib.sha256()
     temporary = files.temporary(task.bad(index))
     with Part(files.temporary(task.part(index)), predictor.columns) as part, temporary.open("wb") as bad_file:
-        for rows, bad, taken in run(predictor, predictor.read(shard), task.batch_size):
+        for rows, bad, taken in run(predictor, predictor.read(shard), task.batch_size, spent):
             part.write(rows)
             for line in map(_line, bad):
                 bad_file.write(line)

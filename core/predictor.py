@@ -3,16 +3,26 @@
 A domain's `predictor.py` has one class named `Predictor` with these methods and two attributes. The steps
 are separate so that a job can stream: cut the source into shards, read a shard's records, prepare each, run
 a batch, and make rows.
+
+A predictor may also have, where it has a use for them:
+- `settings`, what its rows depend on beside the model, by name, and `configure(settings)`, which returns one
+  with others (raises UsageError for a value it has not got);
+- `shard_size`, records a part file where the caller names no number;
+- `prepare_threads`, how many records are prepared side by side, while the model runs: `prepare` must then be
+  safe in threads, and release Python's lock to gain anything;
+- `named_files(source)`, the files that a source names without being in it: a job's fingerprint covers them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from manyheads.core.errors import BadRecord, DataError
+from manyheads.core.errors import BadRecord, DataError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from manyheads.core.hub import ModelConfig
 
 Row: TypeAlias = dict[str, object]
+Settings: TypeAlias = Mapping[str, str | int]
 Source: TypeAlias = object  # a path, several paths, or a DataFrame; each domain says which it takes
 
 
@@ -99,30 +110,105 @@ class Bad:
     reason: str
 
 
+@dataclass
+class Spent:
+    """CPU seconds, of all threads, that reading and preparing records took."""
+
+    preparing: float = 0.0
+
+
+def settings_of(predictor: AnyPredictor) -> dict[str, str | int]:
+    """Return what a predictor's rows depend on beside the model."""
+    return dict(getattr(predictor, "settings", {}))
+
+
+def configure(predictor: AnyPredictor, settings: Settings) -> AnyPredictor:
+    """Return a predictor with other settings.
+
+    Raises:
+        UsageError: It has no such setting, or not that value.
+    """
+    if not settings:
+        return predictor
+    known = settings_of(predictor)
+    for name in settings:
+        if name not in known:
+            has = ", ".join(map(_option, known)) or "none"
+            raise UsageError(f"{_option(name)} is no option of this model (it has: {has})")
+    return predictor.configure(settings)  # type: ignore[attr-defined,no-any-return]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def run(
-    predictor: Predictor[H, R, S, B, O], records: Iterable[R], batch_size: int
+    predictor: Predictor[H, R, S, B, O], records: Iterable[R], batch_size: int, spent: Spent | None = None
 ) -> Iterator[tuple[list[Row], list[Bad], int]]:
     """Predict a stream of records batch by batch.
 
     Args:
         predictor: The steps.
-        records: The stream; no more than a batch of it is held.
+        records: The stream; no more than a batch of it is held, two where threads prepare the next.
         batch_size: Records taken for a batch, bad ones included: the cuts never depend on the content.
+        spent: Counts what reading and preparing took.
 
     Yields:
         The rows of a batch, its bad records, and how many records it took from the stream.
     """
-    stream = iter(records)
-    while chunk := list(islice(stream, batch_size)):
+    for prepared in _prepared(predictor, iter(records), batch_size, spent or Spent()):
         good, samples, bad = [], [], []
-        for record in chunk:
-            try:
-                samples.append(predictor.prepare(record))
+        for record, sample, reason in prepared:
+            if reason is None:
                 good.append(record)
-            except BadRecord as error:
-                bad.append(Bad(record.id, str(error)))
+                samples.append(sample)
+            else:
+                bad.append(Bad(record.id, reason))
         rows = predictor.rows(predictor.forward(predictor.collate(samples)), good) if good else []
-        yield rows, bad, len(chunk)
+        yield rows, bad, len(prepared)
+
+
+def _prepared(
+    predictor: AnyPredictor, stream: Iterator[Any], batch_size: int, spent: Spent
+) -> Iterator[list[tuple[Any, Any, str | None]]]:
+    """Yield batches of records, each with its sample or the reason against it, in the stream's order."""
+    threads = getattr(predictor, "prepare_threads", 1)
+
+    def take() -> list[Any]:
+        begin = time.thread_time()
+        chunk = list(islice(stream, batch_size))
+        spent.preparing += time.thread_time() - begin
+        return chunk
+
+    def finish(results: Iterable[tuple[Any, Any, str | None, float]]) -> list[tuple[Any, Any, str | None]]:
+        found = list(results)
+        spent.preparing += sum(each[3] for each in found)
+        return [each[:3] for each in found]
+
+    if threads <= 1:
+        while chunk := take():
+            yield finish(_prepare(predictor, record) for record in chunk)
+        return
+    pool = ThreadPoolExecutor(threads, "manyheads-prepare")
+    try:
+        ahead = [pool.submit(_prepare, predictor, record) for record in take()]
+        while ahead:
+            now = ahead
+            ahead = [pool.submit(_prepare, predictor, record) for record in take()]
+            yield finish(future.result() for future in now)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(predictor: AnyPredictor, record: Any) -> tuple[Any, Any, str | None, float]:
+    """Prepare a record: itself, its sample, the reason if it is bad, and the CPU seconds."""
+    begin = time.thread_time()
+    sample, reason = None, None
+    try:
+        sample = predictor.prepare(record)
+    except BadRecord as error:
+        reason = str(error)
+    return record, sample, reason, time.thread_time() - begin
 
 
 def predict(

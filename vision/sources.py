@@ -1,15 +1,16 @@
 """Where images come from: folders, files, tables, archives; listed without being decoded.
 
-- A folder: every file with an image's suffix, at any depth, sorted; hidden files are left out, links to folders
-  not followed. Ids are relative paths.
+- A folder: every file with an image's suffix, at any depth, sorted; hidden files are left out, links to
+  folders not followed. Ids are relative paths.
 - Image files: as given, whatever the suffix. Ids are their paths below their common folder.
-- A CSV or parquet table: column `image` with a path (relative to the table), bytes, or a struct of both. Ids are
-  the column `id`, else the path, else the row's number.
-- A zip or tar archive: members with an image's suffix; a zip's are sorted, a tar's in its order. Ids are their paths.
+- A CSV or parquet table: column `image` with a path (relative to the table), bytes, or a struct of both. Ids
+  are the column `id`, else the path, else the row's number.
+- A zip or tar archive: members with an image's suffix; a zip's are sorted, a tar's in its order. Ids are
+  their paths.
 - A DataFrame: column `image` with paths or bytes. Ids are the column `id`, else the index.
 
-Several sources together: ids begin with the source's name. A parquet's row groups and an archive's members are
-streamed; a compressed tar only from its start, so that zip or plain tar serve large sets better.
+Several sources together: ids begin with the source's name. A parquet's row groups and an archive's members
+are streamed; a compressed tar only from its start, so that zip or plain tar serve large sets better.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # What an image folder holds. Those of other formats are listed as well, and refused with the reason: a photo
 # that is left out in silence would be worse.
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jpx", ".j2k")
-    + (".tga", ".ico", ".svg", ".psd", ".eps", ".exr", ".hdr", ".pcx")
-)
+# fmt: off
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jpx", ".j2k",
+    ".tga", ".ico", ".svg", ".psd", ".eps", ".exr", ".hdr", ".pcx",
+))
+# fmt: on
 SOURCES = "a folder, an image, a CSV or parquet file, a zip or tar archive, a list of these, or a DataFrame"
 
 
@@ -138,7 +141,7 @@ class Listing(Sequence[ImageRef]):
     def named_files(self) -> Iterator[str]:
         """Yield the files that tables name: their content is none of the table's own."""
         for container in self.containers:
-            if isinstance(container, Files) and not container.closed:
+            if isinstance(container, Files) and container.name != container.base:
                 yield from filter(None, map(container.path, range(container.index.count)))
 
 

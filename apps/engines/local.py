@@ -15,9 +15,9 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from manyheads.apps.parts import Counts, OnBatch, Task, run_shard
+from manyheads.apps.parts import Done, OnBatch, Task, run_shard
 from manyheads.core.errors import ManyheadsError
-from manyheads.core.predictor import AnyPredictor
+from manyheads.core.predictor import AnyPredictor, configure
 
 POLL_S = 0.2  # between two looks for a signal while workers are busy
 
@@ -30,8 +30,8 @@ def run(
     workers: int,
     check: Callable[[], None],
     advance: OnBatch,
-) -> Iterator[Counts]:
-    """Run shards, and yield the counts of each as it is done.
+) -> Iterator[Done]:
+    """Run shards, and yield the counts and cost of each as it is done.
 
     Args:
         shards: The shards to do, with their numbers.
@@ -85,11 +85,11 @@ def _run_in_workers(
     workers: int,
     check: Callable[[], None],
     advance: OnBatch,
-) -> Iterator[Counts]:
+) -> Iterator[Done]:
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # without a lock: a killed worker could take that with it
     pool = ProcessPoolExecutor(workers, context, _start, (task, stop))
-    waiting, running = iter(shards), set[Future[Counts]]()
+    waiting, running = iter(shards), set[Future[Done]]()
     try:
         while True:
             check()
@@ -99,9 +99,9 @@ def _run_in_workers(
                 return
             done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                counts = future.result()
-                advance(counts.records, counts.bad)
-                yield counts
+                result = future.result()
+                advance(result.counts.records, result.counts.bad)
+                yield result
     except BrokenProcessPool as error:
         raise ManyheadsError(
             "a worker process died (killed, or out of memory?); what is done stays: go on with --resume"
@@ -119,9 +119,10 @@ class _Worker:
         self.stop = stop
         self.predictor: AnyPredictor | None = None
 
-    def run(self, index: int, shard: object) -> Counts:
+    def run(self, index: int, shard: object) -> Done:
         if self.predictor is None:
-            self.predictor, identity = self.task.load(self.task.model)
+            loaded, identity = self.task.load(self.task.model)
+            self.predictor = configure(loaded, self.task.settings)
             if identity != self.task.identity:
                 raise ManyheadsError(f"the model {self.task.model} was replaced while the job ran")
         with _threads(self.task.threads):
@@ -151,6 +152,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(index: int, shard: object) -> Counts:
+def _run(index: int, shard: object) -> Done:
     assert _worker is not None
     return _worker.run(index, shard)
