@@ -46,7 +46,7 @@ def maxvit(
         variant: timm's name of the architecture.
         num_classes: Outputs; 0 gives the pooled features.
         in_chans: Channels of the image.
-        img_size: Of the image, in pixels; a list is height and width. Windows and grid divide all feature maps.
+        img_size: Of the image, in pixels; a list is height and width. Windows divide all feature maps.
         window_size: Tokens along a side of a window; by default a 32nd of the image's.
         grid_size: Tokens along a side of a grid; by default that of a window.
         stem_width: Channels of the stem.
@@ -88,6 +88,6 @@ def _check(variant: str, model: nn.Module) -> None:
                 continue
             if any(length % part for length, part in zip(size, block.partition_size, strict=True)):
                 raise UsageError(
-                    f"{variant}: windows and grids of {list(block.partition_size)} tokens do not divide a feature"
-                    f" map of {size}: choose another img_size, window_size or grid_size"
+                    f"{variant}: windows and grids of {list(block.partition_size)} tokens do not divide a"
+                    f" feature map of {size}: choose another img_size, window_size or grid_size"
                 )

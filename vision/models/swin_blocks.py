@@ -1,9 +1,9 @@
 """The blocks of Swin, Swin V2 and its CR variant on our window attention: no roll, no partition.
 
 A block is made from timm's and keeps its layers under their names. The layer `attn` stays timm's: it holds
-the projections and the bias of relative positions, and resizes it, while the block attends, on the image as it
-lies. Where a shifted window joins opposite borders, timm adds -100 to the scores; here tokens do not see each
-other, which is the same unless scores differ by about as much.
+the projections and the bias of relative positions, and resizes it, while the block attends, on the image as
+it lies. Where a shifted window joins opposite borders, timm adds -100 to the scores; here tokens do not see
+each other, which is the same unless scores differ by about as much.
 """
 
 from __future__ import annotations

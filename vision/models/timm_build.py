@@ -45,10 +45,11 @@ def build(
         what = f"no argument {names.get(found[1], found[1])!r}" if found else f"not these arguments: {error}"
         raise UsageError(f"{variant} takes {what}") from error
     except (AssertionError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
-        raise UsageError(
-            f"{variant} cannot be built with {shown}: {error or type(error).__name__}"
-        ) from error
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value not in (None, 0.0))
+        why = str(error) or type(error).__name__
+        raise UsageError(f"{variant} cannot be built with {shown}: {why}") from error
+    if not getattr(getattr(model, "patch_embed", None), "num_patches", 1):
+        raise UsageError(f"{variant}: an image of img_size={given['img_size']} has not even one patch")
     replace_attention(model)
     return model
 
@@ -60,7 +61,11 @@ def _check(family: str, given: Mapping[str, object]) -> None:
         for number in numbers:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
-            least = 0 if name == "num_classes" or name.endswith("rate") else 1
-            if number < least or (name.endswith("rate") and number >= 1):
-                wanted = "in [0, 1)" if name.endswith("rate") else f"at least {least}"
+            if name.endswith("rate"):
+                fits, wanted = 0 <= number < 1, "in [0, 1)"
+            elif name == "num_classes":
+                fits, wanted = number >= 0, "at least 0"
+            else:
+                fits, wanted = number > 0, "positive"
+            if not fits:
                 raise UsageError(f"{family}: {name} must be {wanted}, not {value!r}")
