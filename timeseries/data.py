@@ -16,6 +16,7 @@ from torch import Tensor
 
 from manyheads.core import datasets
 from manyheads.core.errors import DataError, UsageError
+from manyheads.core.loading import share_of
 from manyheads.timeseries.calendar import canonical, feature_names
 from manyheads.timeseries.covariates import ROLES, Covariates, Sizes, Unseen
 from manyheads.timeseries.frames import Series, read
@@ -24,7 +25,7 @@ from manyheads.timeseries.readers import column_names
 from manyheads.timeseries.scaling import Scaling, StandardScaler
 from manyheads.timeseries.tables import Missing
 from manyheads.timeseries.treatment import fit_treatment, lay_out
-from manyheads.timeseries.windows import WindowLoader, Windows, share_of
+from manyheads.timeseries.windows import WindowLoader, Windows
 
 Split = Literal["ett_hour", "ett_minute", "ratio"]
 Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

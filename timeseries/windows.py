@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, NotRequired, Protocol, TypedDict, TypeVar
+from typing import Generic, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+from manyheads.core.loading import Schedule
 
 
 class Batch(TypedDict):
@@ -154,16 +153,8 @@ class Source(Protocol[B_co]):
         """Return some of them as a batch."""
 
 
-def share_of(trainer: Trainer | None) -> tuple[int, int]:
-    """Return this process' number and how many there are; a data module without a trainer is alone."""
-    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-
-
 class WindowLoader(Generic[B_co]):
-    """Batches of windows, made in this process; the order depends on (seed, epoch) alone.
-
-    Lightning sets the epoch (it looks for `sampler.set_epoch`) and stores `state_dict` in its checkpoints, so
-    that a fit resumes at the right batch of the right order.
+    """Batches of windows, made in this process; the order depends on (seed, epoch) alone, and resumes.
 
     Args:
         windows: The windows, or other numbered samples.
@@ -190,54 +181,36 @@ class WindowLoader(Generic[B_co]):
         seed: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.windows, self.batch_size, self.shuffle, self.drop_last = windows, batch_size, shuffle, drop_last
-        self.seed, self.part = seed, part
-        self._epoch, self._given, self._resumed = 0, 0, False
+        self.windows = windows
+        self.schedule = Schedule(len(windows), batch_size, shuffle, drop_last, seed, part)
 
     @property
-    def sampler(self) -> WindowLoader[B_co]:
+    def sampler(self) -> Schedule:
         """Where Lightning looks for `set_epoch`."""
-        return self
+        return self.schedule
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes; a saved position of another epoch is dropped."""
-        if epoch != self._epoch:
-            self._epoch, self._given, self._resumed = epoch, 0, False
+        self.schedule.set_epoch(epoch)
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.windows) // self.part[1], self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return len(self.schedule)
 
     def order(self, epoch: int) -> NDArray[np.integer]:
         """Return the order of the windows in an epoch, of all processes together."""
-        n = len(self.windows)
-        order: NDArray[np.integer] = np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
-        if self.shuffle:
-            np.random.default_rng([self.seed, epoch]).shuffle(order)
-        return order
+        return self.schedule.order(epoch)
 
     def __iter__(self) -> Iterator[B_co]:
         # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
-        first = self._given if self._resumed else 0
-        self._resumed = False
-        (rank, world), n, size = self.part, len(self.windows), self.batch_size
-        mine = self.order(self._epoch)[rank : n - n % world : world] if self.shuffle else None
-        for i in range(first, len(self)):
-            self._given = i + 1
-            indices: NDArray[np.integer]
-            if mine is None:
-                indices = np.arange(i * size, min((i + 1) * size, n // world)) * world + rank
-            else:
-                indices = mine[i * size : (i + 1) * size]
+        for indices in self.schedule.plan(self.schedule.begin()):
+            self.schedule.give()
             yield self.windows.gather(indices)
-        self._epoch, self._given = self._epoch + 1, 0
+        self.schedule.end()
 
     def state_dict(self) -> dict[str, int]:
         """Return the position: the epoch, and the batches already given in it."""
-        return {"epoch": self._epoch, "batch": self._given}
+        return self.schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at a saved position."""
-        done = state["batch"] >= len(self)
-        self._epoch, self._given = (state["epoch"] + 1, 0) if done else (state["epoch"], state["batch"])
-        self._resumed = True
+        self.schedule.load_state_dict(state)

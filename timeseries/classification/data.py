@@ -14,9 +14,10 @@ from torch import Tensor
 
 from manyheads.core import datasets
 from manyheads.core.errors import DataError, UsageError
+from manyheads.core.loading import share_of
 from manyheads.timeseries.classification.labelled import Labelled, read_archive, read_long
 from manyheads.timeseries.scaling import StandardScaler
-from manyheads.timeseries.windows import WindowLoader, fill_gaps, share_of
+from manyheads.timeseries.windows import WindowLoader, fill_gaps
 
 
 class LabelledBatch(TypedDict):

@@ -8,12 +8,13 @@ from typing import Unpack
 from lightning.pytorch import LightningDataModule
 
 from manyheads.core.errors import UsageError
+from manyheads.core.loading import share_of
 from manyheads.timeseries.calendar import feature_names
 from manyheads.timeseries.data import Split, find_source
 from manyheads.timeseries.reconstruction.masks import Masked, MaskedBatch
 from manyheads.timeseries.reconstruction.parts import Names, Parts, Scaling, ScoredBatch, Tiles, read_parts
 from manyheads.timeseries.tables import Missing
-from manyheads.timeseries.windows import Batch, WindowLoader, Windows, share_of
+from manyheads.timeseries.windows import Batch, WindowLoader, Windows
 
 
 def _saved(
