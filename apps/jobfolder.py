@@ -115,7 +115,7 @@ def resolve_inputs(inputs: Sequence[str], output: Path) -> list[Path]:
 
 
 def contents(path: Path) -> list[str]:
-    """Return a file's path, or those of all files of a folder, in order; links to folders are not followed."""
+    """Return a file, or all files of a folder, in order; links to folders are not followed."""
     if not path.is_dir():
         return [str(path)] if path.is_file() else []
     found: list[str] = []

@@ -135,7 +135,7 @@ def configure(predictor: AnyPredictor, settings: Settings) -> AnyPredictor:
         if name not in known:
             has = ", ".join(map(_option, known)) or "none"
             raise UsageError(f"{_option(name)} is no option of this model (it has: {has})")
-    return predictor.configure(settings)  # type: ignore[attr-defined,no-any-return]
+    return predictor.configure(settings)  # type: ignore[attr-defined]
 
 
 def _option(name: str) -> str:

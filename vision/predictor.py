@@ -238,8 +238,12 @@ class Predictor:
         with torch.inference_mode():
             batch = batch.to(weight.device, weight.dtype)
             if self.outputs.kind == "features":
-                return model.forward_head(model.forward_features(batch), pre_logits=True).float().cpu()
-            return model(batch).float().cpu()
+                out = model.forward_head(model.forward_features(batch), pre_logits=True)
+            else:
+                out = model(batch)
+        if out.ndim != 2:
+            raise DataError(f"the model gives {tuple(out.shape)} a batch, not a row an image (global_pool?)")
+        return cast(Tensor, out.float().cpu())
 
     def rows(self, outputs: Tensor, records: Sequence[Record]) -> list[Row]:
         """Make a row an image."""
