@@ -1,0 +1,125 @@
+"""Beginning a training with weights that are there, and saying what of a model is trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from torch import Tensor, nn
+
+from manyheads.core import hub
+from manyheads.core.errors import UsageError
+
+SHOWN = 3  # names listed in a message
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a training begins with.
+
+    Args:
+        weights: A model folder (or a run folder with one) of the same model, or a .safetensors file with its
+            names, such as timm's. All tensors must be there and fit; positions of another image size are
+            resized as timm does. A classifier of another number of classes begins anew, one of the same
+            number is kept.
+        freeze: backbone trains the classifier and the normalisation layers alone. probe trains the classifier
+            alone, on the backbone as it is in use: without dropout, dropped paths or new batch statistics.
+    """
+
+    weights: str | None = None
+    freeze: Literal["none", "backbone", "probe"] = "none"
+
+
+def classifier_of(model: nn.Module) -> nn.Module:
+    """Return a model's last layer, by timm's name for it.
+
+    Raises:
+        UsageError: It has none.
+    """
+    found = cast("nn.Module | None", model.get_classifier()) if hasattr(model, "get_classifier") else None
+    if found is None or not any(True for _ in found.parameters()):
+        raise UsageError("the model has no classifier of its own to train: transfer.freeze takes none")
+    return found
+
+
+def freeze(model: nn.Module, kind: Literal["none", "backbone", "probe"]) -> None:
+    """Leave gradients to what `Transfer.freeze` says is trained."""
+    if kind == "none":
+        return
+    model.requires_grad_(False)
+    classifier_of(model).requires_grad_(True)
+    if kind == "backbone":
+        for module in model.modules():
+            if "norm" in type(module).__name__.lower():
+                module.requires_grad_(True)
+
+
+def load(model: nn.Module, name: str, weights: str) -> list[str]:
+    """Load weights into a model, strictly but for a classifier of another number of classes.
+
+    Returns:
+        The tensors that begin anew.
+
+    Raises:
+        UsageError: There are no such weights, or they are not this model's.
+    """
+    path = Path(weights)
+    state = _read_file(path) if path.suffix == ".safetensors" else _read_folder(weights, name)
+    wanted = model.state_dict()
+    known = {id(tensor): key for key, tensor in model.named_parameters()}
+    classifier = {known[id(tensor)] for tensor in classifier_of(model).parameters()}
+    anew = [key for key in classifier if key in state and state[key].shape != wanted[key].shape]
+    if anew:  # a bias alone would not fit its matrix
+        anew = sorted(classifier)
+        state = {key: state[key] for key in state if key not in classifier}
+    resize = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's convention
+    if resize is not None and any(state[k].shape != wanted[k].shape for k in state.keys() & wanted.keys()):
+        state = resize(state, model)
+    _check(path, state, {key: value for key, value in wanted.items() if key not in anew})
+    model.load_state_dict(state, strict=False)  # all that is not anew was checked
+    return anew
+
+
+def _read_folder(weights: str, name: str) -> dict[str, Tensor]:
+    try:
+        model, config = hub.load_model(hub.find_folder(weights))
+    except UsageError as error:
+        raise UsageError(f"transfer.weights: {error}; a file must end in .safetensors") from error
+    if config.name != name:
+        raise UsageError(f"transfer.weights {weights} are of {config.name}, not of {name}")
+    return model.state_dict()
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UsageError(f"transfer.weights: no file {path}")
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise UsageError(f"transfer.weights: {path} is no safetensors file ({error})") from error
+
+
+def _check(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse what is missing, left over or of another shape, with the names."""
+    differing = [
+        f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for what, names in (
+            ("missing", sorted(wanted.keys() - state.keys())),
+            ("left over", sorted(state.keys() - wanted.keys())),
+            ("of another shape", differing),
+        )
+        if names
+    ]
+    if faults:
+        raise UsageError(f"transfer.weights {path} do not fit: tensors {'; '.join(faults)}")
