@@ -91,11 +91,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _pull_back(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    _, weight, bias, past, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: with activation checkpointing a second look is an error
+    _, weight, bias, past, _ = saved
     _, wants_weight, wants_bias, wants_past, *_ = ctx.needs_input_grad
     vectors = wants_weight or wants_bias or wants_past
     options = (ctx.left, ctx.silu, vectors, ctx.backend)
-    dx, taps, dpast = convolve_backward(dy, *ctx.saved_tensors, *options)
+    dx, taps, dpast = convolve_backward(dy, *saved, *options)
     return (
         dx,
         taps[:-1].t().to(weight.dtype) if wants_weight else None,

@@ -85,8 +85,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 9
-    index = ctx.saved_tensors[3]
-    grads = local_attention_backward_op(grad, *ctx.saved_tensors, *ctx.options)
+    saved = ctx.saved_tensors  # once: with activation checkpointing a second look is an error
+    index = saved[3]
+    grads = local_attention_backward_op(grad, *saved, *ctx.options)
     top = None
     if index is not None and ctx.needs_input_grad[5]:
         batch = torch.arange(len(grad), device=grad.device)[:, None]
