@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from manyheads.apps.stopping import Stopped, Stopping
 from manyheads.core.errors import UsageError
 
 
-class Resumable(Callback):
-    """Save the run's whole state on SIGTERM and SIGINT between two batches, random state included.
+class Resumable(Checkpoint):
+    """Save the run's whole state after each epoch, and on SIGTERM and SIGINT between two batches.
+
+    Random state included. (Lightning's own `save_last` saves an epoch only where it is the best so far.)
 
     A run that was stopped and resumed gives the same weights, bit for bit, as one that was not (on a CPU).
+    Lightning calls a `Checkpoint` after the task's own callbacks: averaged weights have that step then.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -42,10 +45,18 @@ class Resumable(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop after this batch, if a signal came; the last one of an epoch is left to its validation."""
-        if self._stopping.signum is not None and not trainer.is_last_batch:
+        """Stop after this batch, if a signal came; the last one of an epoch is left to its validation.
+
+        Gradients that are still accumulated are in no checkpoint: their step comes first.
+        """
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._stopping.signum is not None and stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.checkpoint)
             raise Stopped(self._stopping.signum, f"; go on with --ckpt_path {self.checkpoint}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch; `ModelCheckpoint`, which stands before this one, has judged it."""
+        trainer.save_checkpoint(self.checkpoint)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -76,25 +87,27 @@ class Validated(Callback):
 
 
 class EpochLines(Callback):
-    """Print one line an epoch: losses, learning rate, seconds."""
+    """Print one line an epoch: losses, the figure that says which epoch is best, learning rate, seconds."""
+
+    def __init__(self, figure: str = "val_loss") -> None:
+        self._figures = tuple(dict.fromkeys(("train_loss", "val_loss", figure)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; a run resumed within an epoch has no start of that epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock, and note the rate before the scheduler moves it."""
-        self._start, self._rate = time.perf_counter(), trainer.optimizers[0].param_groups[0]["lr"]
+        """Start the epoch's clock, and note the highest rate before the scheduler moves it."""
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        self._start, self._rate = time.perf_counter(), max(rates)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's figures."""
         metrics = trainer.callback_metrics
-        losses = "  ".join(
-            f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss") if name in metrics
-        )
+        figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._figures if name in metrics)
         seconds = time.perf_counter() - self._start
         total = trainer.max_epochs
         print(
-            f"epoch {trainer.current_epoch + 1:>2}/{total}  {losses}  lr {self._rate:.2e}  {seconds:.1f} s",
+            f"epoch {trainer.current_epoch + 1:>2}/{total}  {figures}  lr {self._rate:.2e}  {seconds:.1f} s",
             flush=True,
         )

@@ -14,7 +14,8 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 
 from manyheads.apps.stopping import Stopping
-from manyheads.apps.training import CLI, build_trainer, load_weights
+from manyheads.apps.trainer import CLI, build_trainer
+from manyheads.apps.training import load_weights
 from manyheads.core.errors import DataError
 from manyheads.timeseries.backtest import RollingModel
 from manyheads.timeseries.frames import Series

@@ -33,7 +33,7 @@ from manyheads.timeseries.rolling import Fixed, Intervals, Rolling, coverages_of
 from manyheads.timeseries.treatment import Range
 
 if TYPE_CHECKING:
-    from manyheads.apps.training import CLI
+    from manyheads.apps.trainer import CLI
 
 CONFORMAL_LEVELS = (0.05, 0.95)
 
@@ -147,13 +147,14 @@ def _seed(config: hub.ModelConfig) -> int:
 def _of_run(given: BacktestOptions) -> Subject:
     """Return the best model of a run with its config's data."""
     from manyheads.apps import training
+    from manyheads.apps.trainer import make_cli
 
     training.quieten()
     args = ["--config", str(given.config), *(["--output", str(given.model)] if given.model else [])]
     task = options.task_of("timeseries", args)
     if task.name != "forecast":
         raise UsageError(f"{given.config} is a config of {task.name}; a backtest is of forecasts")
-    cli = training.make_cli("timeseries", task, "backtest", args)
+    cli = make_cli("timeseries", task, "backtest", args)
     folder = training.run_folder(cli)
     if not (folder / training.MODEL).is_dir():
         raise UsageError(f"no model folder {folder / training.MODEL}: fit first")

@@ -1,0 +1,50 @@
+"""The picture of a training: what its CSV log says, by epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def read_log(folder: Path) -> pd.DataFrame:
+    """Return a run's figures by epoch, from 1 on; where pieces of a resumed run overlap, the later one holds.
+
+    Args:
+        folder: Of CSVLogger's `version_*/metrics.csv`.
+    """
+    logs = sorted(folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    parts = [pd.read_csv(log) for log in logs if log.stat().st_size > 1]
+    if not parts or not any("epoch" in part for part in parts):
+        return pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True).groupby("epoch").last().drop(columns="step", errors="ignore")
+    table.index = table.index.astype(int) + 1
+    return table.dropna(axis="columns", how="all")
+
+
+def draw_curves(folder: Path, path: Path) -> None:
+    """Draw a run's losses, and beside them what else was measured in validation.
+
+    Args:
+        folder: Of the CSV log.
+        path: The picture to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    table = read_log(folder)
+    losses = [name for name in ("train_loss", "val_loss") if name in table]
+    others = [name for name in table if name.startswith("val_") and name not in losses]
+    panels = [names for names in (losses, others) if names]
+    if not panels:
+        return
+    figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            curve = table[name].dropna()
+            axes.plot(curve.index, curve, marker="." if len(curve) < 30 else None, label=name)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
