@@ -44,7 +44,8 @@ def list_tar(path: str, wanted: Callable[[str], bool]) -> Tar:
                     names.append(member.name)
                     offsets.append(member.offset_data if member.isreg() and not member.issparse() else -1)
                     sizes.append(member.size)
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, OSError, EOFError, TypeError, ValueError, zlib.error, lzma.LZMAError) as error:
+        # TypeError: tarfile's own, of a header that ends early
         raise DataError(f"{path} is no tar archive that can be read: {error}") from error
     places = pa.array(offsets, pa.int64()) if plain else None
     return Tar(path, _index(path, names), places, pa.array(sizes, pa.int64()))

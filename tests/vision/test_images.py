@@ -46,10 +46,7 @@ def png(width, height, rows, bits=8, colour=0):
 
     def chunk(kind, content):
         return (
-            struct.pack(">I", len(content))
-            + kind
-            + content
-            + struct.pack(">I", zlib.crc32(kind + content))
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         )
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
@@ -173,7 +170,10 @@ def test_the_first_frame_of_an_animation(kind):
         (b"these are words, not pixels\n", "text, not an image"),
         (b"<!DOCTYPE html><html></html>", "not an image that is read here (HTML or XML)"),
         (b"%PDF-1.7\n\x93", "not an image that is read here (PDF)"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image that is read here (PostScript)"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+            "not an image that is read here (PostScript)",
+        ),
         (b"\0\0\0\x20ftypheic\0\0\0\0", "not an image that is read here (HEIC"),
         (bytes(range(128, 256)) * 8, "not an image that is read here"),
         (b"\x89PNG\r\n\x1a\n", "a damaged or truncated PNG"),
@@ -196,7 +196,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
 
 def test_a_text_chunk_that_unpacks_to_gigabytes_is_refused():
     plain = png(1, 1, [b"\0"])
-    content = b"k\0\0" + zlib.compress(bytes(200 << 20))
+    content = b"k\0\0" + zlib.compress(bytes(20 << 20))
     bomb = struct.pack(">I", len(content)) + b"zTXt" + content
     bomb += struct.pack(">I", zlib.crc32(b"zTXt" + content))
     assert "a damaged or truncated PNG" in reason(plain[:33] + bomb + plain[33:])
@@ -275,10 +275,10 @@ for options in ({"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate
             decode(bytes(broken))
         except BadRecord:
             pass
-image = Image.new("RGB", (11000, 11000))  # PIL warns above 89 million pixels
+image = Image.new("1", (11000, 11000))  # PIL warns above 89 million pixels
 out = io.BytesIO()
 image.save(out, "PNG")
-assert decode(out.getvalue()).size == (11000, 11000)
+assert decode(out.getvalue(), 1).size == (11000, 11000)
 """
 
 

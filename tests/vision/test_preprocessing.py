@@ -53,7 +53,9 @@ def test_equals_timm(size, target, crop_pct, interpolation, resize):
     torch.testing.assert_close(found, transform(image), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "maxvit_tiny_tf_384"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "maxvit_tiny_tf_384"]
+)
 def test_the_numbers_of_a_timm_model(name):
     model = timm.create_model(name, pretrained=False)
     config = timm.data.resolve_model_data_config(model)
