@@ -1,0 +1,187 @@
+"""Published weights of MossFormer and MossFormer2, read from their files and loaded strictly.
+
+The two models have been published by three codes, each with names of its own: "modelscope" (both models, on
+ModelScope), "clearervoice" (MossFormer2 on Hugging Face; its code, ClearerVoice-Studio, trains either model) and
+"standalone" (MossFormer2 for LibriMix, WSJ0 and WHAMR!, on Hugging Face too). What a file holds is seen by its
+keys; the caller says what is expected, and anything else is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from manyheads.core.errors import DataError, UsageError
+from manyheads.speech.models.mossformer import MossFormer
+from manyheads.speech.models.mossformer2 import MossFormer2
+
+Separator = MossFormer | MossFormer2
+Names = tuple[tuple[str, str], ...]
+
+# How keys begin in each dialect, and ours; the first that fits counts.
+_MASK_NET = "mask_net.mdl."
+DIALECTS: dict[type[Separator], dict[str, Names]] = {
+    MossFormer: {
+        "modelscope": (("masknet.", "mask_net."),),
+        "clearervoice": (
+            ("enc.", "encoder."),
+            ("dec.", "decoder."),
+            (f"{_MASK_NET}intra_mdl.norm.", f"{_MASK_NET}att_mdl.norm.norm."),
+            (f"{_MASK_NET}intra_mdl.", f"{_MASK_NET}att_mdl."),
+            (f"{_MASK_NET}intra_norm.", f"{_MASK_NET}att_norm."),
+        ),
+    },
+    MossFormer2: {
+        "clearervoice": (),
+        "modelscope": (),
+        "standalone": (
+            ("encoder.", "enc."),
+            ("decoder.", "dec."),
+            ("masknet.dual_mdl.0.intra_mdl.mdl.flashT.", f"{_MASK_NET}intra_mdl.mossformerM."),
+            ("masknet.dual_mdl.0.intra_mdl.mdl.norm.norm.", f"{_MASK_NET}intra_mdl.norm."),
+            ("masknet.dual_mdl.0.intra_norm.", f"{_MASK_NET}intra_norm."),
+            ("masknet.", "mask_net."),
+        ),
+    },
+}
+# A part of some key that tells a dialect, by the model it is of.
+_MARKS: dict[type[Separator], tuple[tuple[str, tuple[str, ...]], ...]] = {
+    MossFormer: ((".att_mdl.", ("modelscope",)), (".intra_mdl.", ("clearervoice",))),
+    MossFormer2: (
+        ("masknet.dual_mdl.", ("standalone",)),
+        (".intra_mdl.", ("clearervoice", "modelscope")),
+    ),
+}
+_PARTS = ("encoder", "decoder", "masknet")
+_ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+_WHOLE = ("model.safetensors", "pytorch_model.pt", "pytorch_model.bin")
+
+
+def load_weights(model: Separator, state: Mapping[str, Tensor], dialect: str) -> None:
+    """Load a published state dict; every key is used and every shape checked before any is copied.
+
+    The prefixes `module.` and `model.`, which training and wrappers leave, are taken off.
+
+    Args:
+        model: Receives the weights; build it with the sizes and the number of speakers of the checkpoint.
+        state: What `read_weights` returns, or a state dict of the published code.
+        dialect: Whose code it is from: "modelscope", "clearervoice" or "standalone"; see the module.
+
+    Raises:
+        UsageError: The model is not published in this dialect.
+        DataError: The weights are another model's or dialect's, or their keys or shapes are not the model's.
+
+    Example:
+        >>> model = mossformer2(num_spks=3)  # doctest: +SKIP
+        >>> load_weights(model, read_weights("mossformer2-wsj0mix-3spk"), "standalone")  # doctest: +SKIP
+    """
+    kind = type(model)
+    names = DIALECTS[kind].get(dialect)
+    if names is None:
+        raise UsageError(f"{kind.__name__} has no dialect {dialect!r} ({', '.join(DIALECTS[kind])})")
+    for prefix in ("module.", "model."):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    _check_origin(kind, state, dialect)
+    renamed = {_rename(key, names): value for key, value in state.items()}
+    if len(renamed) != len(state):
+        raise DataError(f"two keys of these weights are one and the same in {kind.__name__}")
+    _check_fit(model, renamed)
+    model.load_state_dict(renamed, strict=True)
+
+
+def _rename(key: str, names: Names) -> str:
+    for theirs, ours in names:
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
+
+
+def _check_origin(wanted: type[Separator], state: Mapping[str, Tensor], dialect: str) -> None:
+    found: type[Separator] = MossFormer2 if any(".fsmn." in key for key in state) else MossFormer
+    marks = (dialects for mark, dialects in _MARKS[found] if any(mark in key for key in state))
+    dialects = next(marks, None)
+    if dialects is None:
+        raise DataError(f"these are no weights of {wanted.__name__} in any dialect that is known here")
+    fits = " or ".join(f'"{each}"' for each in dialects)
+    if found is not wanted:
+        raise DataError(
+            f"these are weights of {found.__name__}, not of {wanted.__name__}:"
+            f" load them into {found.__name__.lower()}(...) with the dialect {fits}"
+        )
+    if dialect not in dialects:
+        raise DataError(
+            f'these weights of {wanted.__name__} are of another dialect than "{dialect}": load them as {fits}'
+        )
+
+
+def _check_fit(model: Separator, state: Mapping[str, Tensor]) -> None:
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    faults = [f"no {key}" for key in own if key not in state]
+    faults += [f"{key} left over" for key in state if key not in own]
+    faults += [
+        f"{key} is {list(value.shape)}, not {list(own[key])}"
+        for key, value in state.items()
+        if key in own and tuple(value.shape) != own[key]
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise DataError(f"the weights do not fit this {type(model).__name__}: {'; '.join(faults[:3])}{more}")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a published folder or file, as one state dict; nothing in it is run.
+
+    Args:
+        path: A folder with `encoder`, `decoder` and `masknet` files (.bin or .ckpt), with a text file
+            `last_best_checkpoint` that names one, or with a whole model's file; or such a file.
+
+    Raises:
+        DataError: There is no such file, or it holds no weights.
+
+    Example:
+        >>> state = read_weights("speech_mossformer_separation_temporal_8k")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.is_file():
+        return _read(path)
+    if not path.is_dir():
+        raise DataError(f"there is no file or folder {path}")
+    parts = {
+        part: [path / (part + end) for end in _ENDINGS if (path / (part + end)).is_file()] for part in _PARTS
+    }
+    if all(parts.values()):
+        joined = ((part, _read(files[0])) for part, files in parts.items())
+        return {f"{part}.{key}": value for part, state in joined for key, value in state.items()}
+    named = path / "last_best_checkpoint"
+    if named.is_file():
+        name = named.read_text(encoding="utf-8").strip()
+        if Path(name).name != name or not (path / name).is_file():
+            raise DataError(f"{named} names {name!r}, which is no file beside it")
+        return _read(path / name)
+    for name in _WHOLE:
+        if (path / name).is_file():
+            return _read(path / name)
+    raise DataError(f"{path} has none of the files that MossFormer is published in")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Read a file of tensors; a training checkpoint has the model's under "model"."""
+    try:
+        if file.suffix == ".safetensors":
+            found: object = load_file(str(file))
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise DataError(f"{file} is no file of weights: {str(error).splitlines()[0]}") from error
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        found = found["model"]
+    if not isinstance(found, dict) or not found or not all(isinstance(x, Tensor) for x in found.values()):
+        raise DataError(f"{file} holds no state dict")
+    return found
