@@ -23,10 +23,14 @@ ACTIONS = {
     "predict": "forecast past the end of the config's data, as a batch job",
 }
 TOOLS = {
+    "vision": {
+        "explain": "draw what a model looks at in photos: attention rollout, Grad-CAM",
+        "knn": "measure a model's features by nearest neighbours, without training",
+    },
     "timeseries": {
         "backtest": "measure a model on rolling windows, by series, beside the published figure",
         "plot": "draw a model's forecasts of a file, or what its variates attend to",
-    }
+    },
 }  # what a domain has beside the actions; each is the module of its name, which reads its own options
 
 

@@ -109,7 +109,7 @@ def _cct(model: CCT) -> Family:
     blocks = [cast(EncoderLayer, block) for block in classifier.blocks]
     pooled = model.global_pool == "seq"
     return Family(
-        target=Place(classifier.norm),
+        target=Place(blocks[-1].pre_norm),
         layers=tuple(Place(block.pre_norm) for block in blocks),
         blocks=tuple(block.self_attn for block in blocks) if pooled else (),
         refusal="" if pooled else "its head does not pool",

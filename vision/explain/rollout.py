@@ -1,7 +1,7 @@
 """Attention rollout: how much of each patch reaches the readout, through all layers or in one.
 
-Source: Abnar and Zuidema 2020 (arXiv 2005.00928): residual connections are half of each layer, and the
-layers' maps multiply. Of Vision Mamba's layers the maps are those of `hidden` (Ali et al. 2024, arXiv 2403.01590).
+Source: Abnar and Zuidema 2020 (arXiv 2005.00928): residual connections are half of each layer, and the maps
+of the layers multiply. Vim's are those of `hidden` (Ali et al. 2024, arXiv 2403.01590).
 """
 
 from __future__ import annotations

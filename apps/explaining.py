@@ -1,0 +1,149 @@
+"""The pictures of `manyheads vision explain`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyheads.apps.explain import ExplainOptions
+from manyheads.core import files, hub
+from manyheads.core.errors import BadRecord, UsageError, did_you_mean
+from manyheads.vision.explain import explain, methods_for
+from manyheads.vision.pictures import Pixels, draw_explanation
+from manyheads.vision.predictor import Predictor
+from manyheads.vision.preprocessing import Preprocessing
+
+BAD_RECORDS = 3
+
+
+def load_predictor(reference: Path) -> Predictor:
+    """Load a vision model's folder.
+
+    Raises:
+        UsageError: There is none, or its model is of another domain.
+    """
+    folder = hub.find_folder(reference)
+    config = hub.read_config(folder)
+    if config.domain != "vision":
+        raise UsageError(f"{folder} holds {config.name}, a model of {config.domain}, not of vision")
+    return Predictor.from_folder(*hub.load_model(folder))
+
+
+def run(given: ExplainOptions) -> int:
+    """Draw a picture of each image.
+
+    Returns:
+        0, or 3 if images could not be used.
+
+    Raises:
+        UsageError: The model has not got the method, layer or class, or a source is not there.
+    """
+    predictor = load_predictor(given.model)
+    labels = predictor.outputs.labels
+    target = None if given.label is None else find_class(given.label, labels)
+    shards = predictor.shards(list(given.images), 1024)
+    given.output.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, object]] = []
+    bad: list[dict[str, str]] = []
+    names: set[str] = set()
+    for record in (record for shard in shards for record in predictor.read(shard)):
+        try:
+            sample = predictor.prepare(record)
+        except BadRecord as error:
+            bad.append({"id": record.id, "reason": str(error)})
+            print(f"manyheads: {record.id}: {error}", file=sys.stderr)
+            continue
+        path = given.output / picture_name(record.id, names)
+        found.append(
+            {
+                "id": record.id,
+                "picture": str(path),
+                **_draw(given, predictor, sample, target, record.id, path),
+            }
+        )
+        if not given.json:
+            print(path)
+    if given.json:
+        print(json.dumps({"images": found, "bad": bad}))
+    return BAD_RECORDS if bad else 0
+
+
+def find_class(text: str, labels: Sequence[str]) -> int:
+    """Return the number of a class by its name, or by its number.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if text in labels:
+        return labels.index(text)
+    if text.isdecimal() and int(text) < len(labels):
+        return int(text)
+    if text.isdecimal():
+        raise UsageError(f"--class {text}: the model has {len(labels)} classes, from 0")
+    raise UsageError(f"--class: the model has no class {text!r}{did_you_mean(text, labels)}")
+
+
+def picture_name(name: str, taken: set[str]) -> str:
+    """Return a file name for the picture of an image, none of those taken, which it joins."""
+    stem = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name)).strip("._")[-120:] or "image"
+    number, found = 1, f"{stem}.png"
+    while found in taken:
+        number += 1
+        found = f"{stem}-{number}.png"
+    taken.add(found)
+    return found
+
+
+def pixels(sample: Tensor, preprocessing: Preprocessing) -> Pixels:
+    """Return the pixels of a model's input.
+
+    Shape:
+        sample `[C, H, W]`; the result `[H, W, 3]`.
+    """
+    mean, std = (torch.tensor(each)[:, None, None] for each in (preprocessing.mean, preprocessing.std))
+    levels = ((sample * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+
+def _draw(
+    given: ExplainOptions, predictor: Predictor, sample: Tensor, target: int | None, name: str, path: Path
+) -> dict[str, object]:
+    """Draw one picture, and return what it shows."""
+    outputs, top = predictor.outputs, []
+    method = given.method
+    if method == "auto":
+        named = isinstance(given.layer, str)
+        method = "gradcam" if target is not None or named else methods_for(predictor.model)[0]  # type: ignore[assignment]
+    if outputs.labels:
+        (chances,) = outputs.probabilities(predictor.forward(sample[None]))
+        order = chances.sort(descending=True, stable=True).indices[: given.top].tolist()
+        top = [(outputs.labels[k], float(chances[k])) for k in order]
+        shown = int(chances.argmax()) if target is None else target
+    what = "all layers" if given.layer is None else f"layer {given.layer}"
+    if method == "gradcam":
+        what = outputs.labels[shown] if outputs.labels else "features"
+    heat = explain(
+        predictor.model,
+        sample[None],
+        method,
+        target,
+        layer=given.layer,
+        fusion=given.heads,
+        discard=given.discard,
+    )
+    written = files.temporary(path)
+    try:
+        photo = pixels(sample, predictor.preprocessing)
+        draw_explanation(photo, heat.numpy(), top, written, Path(name).name, f"{method}: {what}")
+        files.commit(written, path)
+    finally:
+        written.unlink(missing_ok=True)
+    ranked = [{"label": label, "probability": chance} for label, chance in top]
+    return {"method": method, "class": what if method == "gradcam" else None, "top": ranked}
