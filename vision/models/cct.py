@@ -194,7 +194,7 @@ class CCT(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong to which layer, for learning rates that fall towards the first."""
         blocks = r"^classifier\.blocks\.(\d+)"
-        last = (r"^classifier\.(norm|attention_pool)", (99999,))
+        last = (r"^classifier\.(?:norm|attention_pool)", (99999,))
         return {
             "stem": r"^tokenizer|^classifier\.positional_emb",
             "blocks": blocks if coarse else [(blocks, None), last],
