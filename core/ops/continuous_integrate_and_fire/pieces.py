@@ -98,14 +98,14 @@ def _cut(places: Tensor, first: Tensor, counts: Tensor, size: int) -> tuple[Tens
         The pieces' lengths and frames, `[B, T + size + 1]`, and where in them a bag starts, `[B, size + 2]`.
     """
     start, stops = places[:, :1], places[:, 1:].detach().contiguous()
-    nth = torch.arange(1, size + 2, device=places.device).expand(len(places), -1).clone()
+    nth = torch.arange(1, size + 2, device=places.device).expand(places.shape[0], -1).clone()
     nth[:, size:] = counts[:, None]
     cuts = torch.minimum(nth, counts[:, None]) + first[:, None]
     cuts = torch.where((counts == 0)[:, None], start, cuts)
     # A cut at a frame's very end comes before that end: what the frame may gain goes to the next token.
     rank = torch.searchsorted(stops, cuts.detach()) + torch.arange(size + 1, device=places.device)
     pieces = torch.arange(stops.shape[1] + size + 1, device=places.device)
-    is_cut = torch.zeros(len(places), len(pieces), dtype=torch.int64, device=places.device).scatter(
+    is_cut = torch.zeros(places.shape[0], pieces.shape[0], dtype=torch.int64, device=places.device).scatter(
         1, rank, 1
     )
     cut = is_cut.cumsum(1) - is_cut
