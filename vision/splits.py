@@ -1,7 +1,7 @@
 """Train, validation and test: stratified by label, whole groups together, given parts as they are.
 
-All of it is a function of the targets, the groups and a seed. Groups (a patient's images, a scene's) are never
-divided; they are dealt out one by one, the largest first, to the part whose labels lack them most.
+All of it is a function of the targets, the groups and a seed. Groups (a patient's images, a scene's) are
+never divided; they are dealt out one by one, the largest first, to the part whose labels lack them most.
 """
 
 from __future__ import annotations
