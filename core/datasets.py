@@ -206,9 +206,13 @@ def download(dataset: DataSet, progress: Callable[[int, int], None] | None = Non
                 f"put the file at {file.path}[.gz] below a folder and set MANYHEADS_DATA to that folder"
             )
     done, total = 0, sum(file.size for file in lacking)
+
+    def show(received: int) -> None:
+        if progress:
+            progress(done + received, total)
+
     for file in lacking:
-        before = done
-        _download(dataset.name, file, lambda n, so_far=before: progress and progress(so_far + n, total))
+        _download(dataset.name, file, show)
         done += file.size
     first = _below(cache_folder() / "data", dataset.files[0])
     assert first is not None

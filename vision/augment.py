@@ -79,18 +79,18 @@ def uniform(seed: int, epoch: int, tickets: NDArray[np.integer], count: int) -> 
     Shape:
         tickets `[B]` -> `[B, count]`.
     """
+    state: NDArray[np.uint64] = np.array(seed % (1 << 63), np.uint64)
     with np.errstate(over="ignore"):
-        state = np.uint64(seed % (1 << 63))
         for value in (
             np.uint64(epoch),
             tickets.astype(np.uint64)[:, None],
             np.arange(count, dtype=np.uint64),
         ):
             state = _mix(state + np.uint64(0x9E3779B97F4A7C15) * (value + np.uint64(1)))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray((state >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
-def _mix(x: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
@@ -158,7 +158,7 @@ class Augmenter:
         drawn, pad = uniform(self.seed, epoch, tickets, _DRAWS), self.options.pad
         if self.crop == "pad" and pad:
             padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-            places = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=(1, 2))  # type: ignore[call-overload]
+            places = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=(1, 2))
             top, left = (drawn[:, :2] * (2 * pad + 1)).astype(np.int64).T
             pixels = places[np.arange(len(pixels)), top, left].transpose(0, 2, 3, 1)
         if self.options.flip:

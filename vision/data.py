@@ -18,7 +18,7 @@ from manyheads.core.loading import Schedule, share_of
 from manyheads.vision import loading
 from manyheads.vision.augment import Augment
 from manyheads.vision.loading import ImageBatch, ImageLoader, ImagePart, Loading, Reasons, default_workers
-from manyheads.vision.manifest import TABLES, Columns, Manifest, read_manifest
+from manyheads.vision.manifest import TABLES, Columns, Manifest, read_manifest, shared_content
 from manyheads.vision.preprocessing import Interpolation, Preprocessing, Resize
 from manyheads.vision.sources import ARCHIVES
 from manyheads.vision.splits import PARTS, TEST, TRAIN, VAL, assign
@@ -189,6 +189,8 @@ class ImageData(LightningDataModule):
             raise DataError(f"{self.manifest.source}: {error}") from None
         self.rows = tuple(np.flatnonzero(parts == part) for part in (TRAIN, VAL, TEST))
         self._check_classes()
+        if self.splits.check_duplicates:
+            self._warn_of_duplicates(parts)
         self.transform = self._find_transform()
         self.parts: dict[int, ImagePart] = {}
         self._ready = True
@@ -225,6 +227,19 @@ class ImageData(LightningDataModule):
                     f"{manifest.source}: no train image is of class {self.labels[int(unknown[0])]!r}, which "
                     f"{PARTS[part]} images are of"
                 )
+
+    def _warn_of_duplicates(self, parts: NDArray[np.int8]) -> None:
+        """Log how many contents are in two parts, and one of them."""
+        twice = shared_content(self.manifest, parts)
+        if twice:
+            one, other = (f"{self.manifest.store.id(i)} ({PARTS[parts[i]]})" for i in twice[0])
+            log.warning(
+                "%s: %d images are in two parts, such as %s and %s",
+                self.manifest.source,
+                len(twice),
+                one,
+                other,
+            )
 
     def _find_transform(self) -> Preprocessing:
         """Find out size, channels and normalisation, and log them."""

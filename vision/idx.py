@@ -6,6 +6,7 @@ Source: http://yann.lecun.com/exdb/mnist (the format's description).
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -39,6 +40,10 @@ class Pixels:
     def image(self, index: int, channels: int, at_least: int | None = None) -> Image.Image:
         """Return an image."""
         return Image.fromarray(self.pixels[index]).convert("RGB" if channels == 3 else "L")
+
+    def digest(self, index: int) -> bytes:
+        """Return a checksum of an image."""
+        return hashlib.blake2b(self.pixels[index].tobytes(), digest_size=16).digest()
 
 
 def read(path: Path) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ class ImagePart:
         """Return a batch, and why images are missing in it."""
         bad: Reasons = {}
         if self._pixels is not None:
-            places = np.flatnonzero(~self._missing[samples])
+            places: NDArray[np.integer] = np.flatnonzero(~self._missing[samples])
             pixels = self._pixels[samples[places]]
             images = [_to_image(each) for each in pixels] if self.augmenter.single else []
         else:
@@ -297,7 +297,8 @@ def _repeats(order: NDArray[np.integer]) -> NDArray[np.integer]:
     return found
 
 
-def _unchanged(batch: tuple[ImageBatch, Reasons]) -> tuple[ImageBatch, Reasons]:
+def _unchanged(batch: Any) -> Any:
+    """Collate nothing: a worker's answer is a batch already."""
     return batch
 
 

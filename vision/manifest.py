@@ -12,6 +12,7 @@ Arrays, not objects: some 60 bytes an image. Nothing is decoded here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from manyheads.core.errors import DataError
+from manyheads.core.errors import BadRecord, DataError
 from manyheads.vision import idx, images
-from manyheads.vision.containers import Files, Packed, checked
+from manyheads.vision.containers import Container, Files, Packed, Tar, checked
 from manyheads.vision.labels import Cells, sort_labels
 from manyheads.vision.sources import Listing, list_images
 from manyheads.vision.splits import OPEN, TEST, TRAIN, VAL, Targets
@@ -56,6 +57,9 @@ class Store(Protocol):
 
     def image(self, index: int, channels: int, at_least: int | None) -> Image.Image:
         """Return an image, decoded; raises BadRecord."""
+
+    def digest(self, index: int) -> bytes:
+        """Return a checksum of an image's content; raises BadRecord."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,8 @@ class Listed:
             found = [replace(c, base=folder) if isinstance(c, Files) else c for c in listing.containers]
             listing = Listing(found, listing.prefixes)
         self.listing = listing
-        # A parquet's cells have no places to go to in any order: they are copied out once.
-        packed = [isinstance(c, Packed) for c in listing.containers]
-        self._cells = _copied(listing) if any(packed) else None
+        # What cannot be read in any order (cells of a parquet, a compressed tar) is copied out once.
+        self._cells = _copied(listing) if any(map(_streams_only, listing.containers)) else None
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -157,10 +160,23 @@ class Listed:
         """Return the listing's id."""
         return self.listing[index].id
 
+    def read(self, index: int) -> bytes | Path:
+        """Return an encoded image."""
+        return self.listing.read(index) if self._cells is None else checked(self._cells[index].as_py())
+
     def image(self, index: int, channels: int, at_least: int | None) -> Image.Image:
         """Read and decode an image."""
-        data = self.listing.read(index) if self._cells is None else self._cells[index].as_py()
-        return images.decode(checked(data) if data is None else data, channels, at_least)
+        return images.decode(self.read(index), channels, at_least)
+
+    def digest(self, index: int) -> bytes:
+        """Return a checksum of an encoded image."""
+        data = self.read(index)
+        content = images.read(data) if isinstance(data, Path) else data
+        return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _streams_only(container: Container) -> bool:
+    return isinstance(container, Packed) or (isinstance(container, Tar) and container.offsets is None)
 
 
 def _copied(listing: Listing) -> pa.ChunkedArray:
@@ -235,8 +251,13 @@ def _from_idx(path: Path) -> Manifest:
 
 
 def _table_parts(folder: Path) -> list[tuple[Path, int]]:
-    """Return the tables in a folder that are named after their parts (`train-00000.parquet`)."""
+    """Return the tables in a folder that are named after their parts (`train-00000.parquet`).
+
+    Not where folders are named so: such a table then only repeats what they say.
+    """
     found = []
+    if any(path.is_dir() and part_of(path.name) is not None for path in folder.iterdir()):
+        return []
     for path in sorted(p for p in folder.iterdir() if p.name.lower().endswith(TABLES)):
         words = path.name.lower().replace("-", "_").replace(".", "_").split("_")
         part = next((part_of(word) for word in words if part_of(word) is not None), None)
@@ -253,13 +274,14 @@ def _from_folders(path: Path) -> Manifest:
     depth = 0
     if len(heads) == 1 and part_of(min(heads)) is None and all(ids(i).count("/") > 1 for i in range(n)):
         depth, heads = 1, {ids(i).split("/")[1] for i in range(n)}
-    given = all(part_of(head) is not None for head in heads)
+    given = {head: part for head in heads if (part := part_of(head)) is not None}
+    divided = len(given) == len(heads)
     parts, codes = np.full(n, OPEN, np.int8), np.empty(n, np.int64)
     numbers: dict[str, int] = {}
     for i in range(n):
         words = ids(i).split("/")[depth:]
-        if given:
-            parts[i] = part_of(words.pop(0))
+        if divided:
+            parts[i] = given[words.pop(0)]
         if len(words) < 2:
             raise DataError(
                 f"{path}: {ids(i)} lies in no class folder ({path.name}/class/image.jpg is expected)"
@@ -282,6 +304,8 @@ def _from_tables(
         raise DataError(f"{source}: {len(store)} images, but {len(cells)} rows")
     if not len(store):
         raise DataError(f"{source}: no images")
+    labels: tuple[str, ...]
+    targets: Targets
     if several is not None:
         labels, targets = tuple(several), cells.several(several)
     elif known is not None:
@@ -295,6 +319,21 @@ def _from_tables(
     groups = cells.groups(columns.group) if columns.group else None
     _check_files(str(source), store.listing)
     return Manifest(str(source), store, labels, targets, parts, groups)
+
+
+def shared_content(manifest: Manifest, parts: NDArray[np.int8]) -> list[tuple[int, int]]:
+    """Return pairs of images of two parts with the same content, one pair a content."""
+    first: dict[bytes, int] = {}
+    found: dict[bytes, tuple[int, int]] = {}
+    for i in range(len(manifest)):
+        try:
+            digest = manifest.store.digest(i)
+        except BadRecord:
+            continue
+        before = first.setdefault(digest, i)
+        if parts[before] != parts[i]:
+            found.setdefault(digest, (before, i))
+    return list(found.values())
 
 
 def _check_files(source: str, listing: Listing) -> None:

@@ -6,6 +6,8 @@ never divided; they are dealt out one by one, the largest first, to the part who
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +16,7 @@ from manyheads.core.errors import DataError
 TRAIN, VAL, TEST, OPEN = 0, 1, 2, -1
 PARTS = ("train", "val", "test")
 
-Targets = NDArray[np.int64] | NDArray[np.float32]
+Targets: TypeAlias = NDArray[Any]  # classes [n] int64, or labels [n, K] float32 of 0, 1 and NaN
 
 
 def assign(
