@@ -1,9 +1,9 @@
 """MossFormer2's block stack against ClearerVoice's formulation of it; and either of its blocks alone.
 
 The formulation is written out below in torch's own operations, on the weights of our modules: groups filled
-up to their size with a product for each of the two values, convolutions of [B, C, S] between transposes, and the
-memory's convolutions two-dimensional with groups and gaps. Four seconds at 8 kHz are 3,999 frames. Both sides
-run two of the 24 blocks, which are alike, at the published width.
+up to their size with a product for each of the two values, convolutions of [B, C, S] between transposes,
+and the memory's convolutions two-dimensional with groups and gaps. Four seconds at 8 kHz are 3,999 frames.
+Both sides run two of the 24 blocks, which are alike, at the published width.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def cases(device: str) -> Iterator[Case]:
     a, b = training(blocks, x), training(theirs, x)
 
     def apart() -> float:
-        # Where PReLU's input is next to zero, rounding decides on its slope, and a few gradients jump: not the
+        # Where PReLU's input is next to zero, rounding decides on its slope and a few gradients jump: not the
         # largest difference counts here, but that of all of them together.
         return ((a()[0] - b()[0]).norm() / b()[0].norm()).item()  # type: ignore[index]
 

@@ -54,8 +54,9 @@ def overlap_add(features: Tensor, weight: Tensor) -> Tensor:
     """
     half = weight.shape[2] // 2
     frames = (features @ weight[:, 0]).transpose(1, 2)  # [B, speakers, S, K]
-    first, second = (part.flatten(2) for part in frames.split(half, -1))
-    return F.pad(first, (0, half)) + F.pad(second, (half, 0))
+    first, second = frames.split(half, -1)
+    halves = F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))  # [B, speakers, S + 1, K / 2]
+    return halves.flatten(2)
 
 
 class MaskNet(nn.Module):
@@ -114,7 +115,9 @@ def separate(
         lengths = lengths.to(mixture.device)
         own = torch.arange(samples, device=mixture.device) < lengths[:, None]  # [B, L]
         mixture = mixture.masked_fill(~own, 0.0)
-    features = encoder(F.pad(mixture, (0, max(0, kernel - samples))))  # [B, S, N]
+    if samples < kernel:
+        mixture = F.pad(mixture, (0, kernel - samples))
+    features = encoder(mixture)  # [B, S, N]
     if lengths is not None:
         # A recording shorter than a frame has one frame, filled up with zeros.
         counts = ((lengths - kernel) // (kernel // 2) + 1).clamp(min=1)
@@ -126,7 +129,10 @@ def separate(
     else:
         parts = features[:, :, None] * masks
     sources = overlap_add(parts, decoder.weight).to(mixture.dtype)
-    sources = F.pad(sources, (0, max(0, samples - sources.shape[2])))[..., :samples]
+    if samples < kernel:
+        sources = sources[..., :samples]
+    else:  # behind the last whole frame there is nothing
+        sources = F.pad(sources, (0, (samples - kernel) % (kernel // 2)))
     return sources if own is None else sources.masked_fill(~own[:, None], 0.0)
 
 

@@ -59,8 +59,9 @@ class DilatedDenseNet(nn.Module):
 
 def _activate(norm: nn.InstanceNorm2d, prelu: nn.PReLU, x: Tensor, frames: Frames | None) -> Tensor:
     x = standardise(x, norm.weight, norm.bias, norm.eps, frames, together=False)
-    rows = x.flatten(0, 1)  # its channels are the second axis
-    return F.prelu(rows, prelu.weight.to(x.dtype)).view(x.shape)
+    return F.prelu(x.transpose(1, 2), prelu.weight.to(x.dtype)).transpose(
+        1, 2
+    )  # channels second, as it wants
 
 
 def dilated_pairs(x: Tensor, weight: Tensor) -> Tensor:
@@ -73,10 +74,10 @@ def dilated_pairs(x: Tensor, weight: Tensor) -> Tensor:
         x `[B, S, 2 C]`; weight `[C, 2, W]`, W odd; the result `[B, S, C]`.
     """
     batch, size, channels = x.shape
-    apart = F.pad(x, (0, 0, 0, size % 2)).reshape(batch, -1, 2 * channels)  # [B, S / 2, even and odd]
+    apart = F.pad(x, (0, 0, 0, size % 2)).reshape(batch, (size + 1) // 2, 2 * channels)  # even, odd frames
     taps = weight.flatten(0, 1).repeat(2, 1)  # [4 C, W]
     y = depthwise_conv1d(apart, taps, causal=False)
-    return y.view(batch, -1, channels // 2, 2).sum(-1)[:, :size]
+    return y.view(batch, (size + 1) // 2 * 2, channels // 2, 2).sum(-1)[:, :size]
 
 
 class Fsmn(nn.Module):

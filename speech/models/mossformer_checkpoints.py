@@ -1,9 +1,9 @@
 """Published weights of MossFormer and MossFormer2, read from their files and loaded strictly.
 
 The two models have been published by three codes, each with names of its own: "modelscope" (both models, on
-ModelScope), "clearervoice" (MossFormer2 on Hugging Face; its code, ClearerVoice-Studio, trains either model) and
-"standalone" (MossFormer2 for LibriMix, WSJ0 and WHAMR!, on Hugging Face too). What a file holds is seen by its
-keys; the caller says what is expected, and anything else is refused.
+ModelScope), "clearervoice" (MossFormer2 on Hugging Face; its code, ClearerVoice-Studio, trains either
+model) and "standalone" (MossFormer2 for LibriMix, WSJ0 and WHAMR!, on Hugging Face too). What a file holds
+is seen by its keys; the caller says what is expected, and anything else is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What MossFormer and MossFormer2 are made of: norms over a recording, convolution modules, gated attention.
 
 Sequences are `[B, S, C]`, S frames of a recording. Where rows of a batch have unequal lengths, a `Frames`
-goes with them, and nothing of a row's padding reaches its frames: a batch's rows are those of its recordings
-one by one. Parameters have the names of the published code.
+goes with them, and nothing of a row's padding reaches its frames: a batch's rows are those of its
+recordings one by one. Parameters have the names of the published code.
 
 Source: Zhao and Ma 2023, MossFormer (arXiv 2302.11824).
 """

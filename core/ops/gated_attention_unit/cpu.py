@@ -46,6 +46,7 @@ class Options(NamedTuple):
     pull_gates: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 
 
+@torch.autocast("cpu", enabled=False)  # the products below are of float32, wherever the op is called
 def forward(
     quad_q: Tensor,
     quad_k: Tensor,
@@ -90,6 +91,7 @@ def forward(
     return out.to(v.dtype), kept, sums
 
 
+@torch.autocast("cpu", enabled=False)
 def backward(
     dy: Tensor,
     quad_q: Tensor,

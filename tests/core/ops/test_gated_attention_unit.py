@@ -259,3 +259,20 @@ def test_refusals():
         gated_attention_unit(*given, lengths=torch.ones(2))
     with pytest.raises(ValueError, match=r"lengths must be \[2\]"):
         gated_attention_unit(*given, lengths=torch.ones(3).long())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_leaves_the_inside_alone(backend):
+    """Products inside are of float32, also where the op is called under autocast."""
+    given = inputs(2, 40)
+    lengths = torch.tensor([40, 23])
+    with use_backend(backend):
+        plain = gated_attention_unit(*given, group_size=16, lengths=lengths)
+        wanted = torch.autograd.grad(plain.square().sum(), given)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = gated_attention_unit(*given, group_size=16, lengths=lengths)
+            found = torch.autograd.grad(y.square().sum(), given)
+            with torch.no_grad():
+                quick = gated_attention_unit(*given, group_size=16, lengths=lengths)
+    for have, want in zip((y, quick, *found), (plain, plain, *wanted), strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=0)
