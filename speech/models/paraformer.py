@@ -98,8 +98,11 @@ class Paraformer(nn.Module):
         return self.decode(self.encoder(features, lengths), lengths, max_tokens)
 
     def packed(self, features: Tensor, lengths: Tensor) -> Recognised:
-        """Recognise recordings of unequal lengths without computing their padding in the encoder."""
-        return self.decode(self.encoder.packed(features, lengths), lengths)
+        """Recognise recordings of unequal lengths without computing their padding; for evaluation."""
+        encoded = self.encoder.packed(features, lengths)
+        found: Predicted = self.predictor(encoded, lengths)
+        logits = self.decoder.packed(found.tokens, found.counts, encoded, lengths)
+        return Recognised(logits, found.counts, encoded, found.alphas, found.fires)
 
     def decode(
         self, encoded: Tensor, lengths: Tensor | None = None, max_tokens: int | None = None

@@ -42,15 +42,27 @@ class Rows:
             return cls()
         return cls(mask=torch.arange(size, device=lengths.device) < lengths[:, None])
 
+    @classmethod
+    def packed(cls, lengths: Tensor) -> Rows:
+        """Recordings of these lengths, one after another."""
+        return cls(bounds=F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32))
+
     def clear(self, x: Tensor) -> Tensor:
         """Zeros in the place of padding."""
         return x if self.mask is None else x.masked_fill(~self.mask[..., None], 0.0)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-        """Attend within each recording: `[B, T, D]` each."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float = 0.0, queries: Rows | None = None
+    ) -> Tensor:
+        """Attend within each recording: `[B, T, D]` each; `queries` tells which are whose, if they differ."""
         q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
         if self.bounds is not None:
-            return varlen_attention(q[0], k[0], v[0], self.bounds).flatten(1)[None]
+            ours = self.bounds if queries is None else queries.bounds
+            if dropout or ours is None:
+                raise UsageError(
+                    "SAN-M: packed recordings are for evaluation (model.eval()), all of them packed"
+                )
+            return varlen_attention(q[0], k[0], v[0], ours, self.bounds).flatten(1)[None]
         mask = None if self.mask is None else self.mask[:, None, None]
         return attention(q, k, v, mask=mask, dropout_p=dropout).flatten(2)
 
@@ -226,13 +238,8 @@ class SanmEncoder(nn.Module):
 
     def packed(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Encode recordings without their padding: one after another, then put back, zeros behind."""
-        mask = Rows.padded(lengths, features.shape[1]).mask
-        assert mask is not None
-        bounds = F.pad(lengths.cumsum(0), (1, 0)).to(features.device, torch.int32)
-        encoded = self._run(self.place(features)[mask][None], Rows(bounds=bounds))
-        out = encoded.new_zeros(*features.shape[:2], self.dim)
-        out[mask] = encoded[0]
-        return out
+        encoded = self._run(pack(self.place(features), lengths), Rows.packed(lengths))
+        return unpack(encoded, lengths, features.shape[1])
 
     def place(self, features: Tensor, start: int = 0) -> Tensor:
         """Scale features and add their positions, the first being `start`."""
@@ -244,6 +251,19 @@ class SanmEncoder(nn.Module):
             x = layer(x, rows)
         result: Tensor = self.after_norm(x)
         return result
+
+
+def pack(x: Tensor, lengths: Tensor) -> Tensor:
+    """Lay padded recordings `[B, T, D]` one after another, without padding: `[1, T1 + T2 + ..., D]`."""
+    inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    return x[inside][None]
+
+
+def unpack(x: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Undo `pack`, zeros in the place of padding."""
+    out = x.new_zeros(len(lengths), size, x.shape[2])
+    out[torch.arange(size, device=x.device) < lengths[:, None]] = x[0]
+    return out
 
 
 def positions(start: int, count: int, dim: int, device: torch.device) -> Tensor:

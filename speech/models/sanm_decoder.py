@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
-from manyheads.core.ops import attention, depthwise_conv1d
-from manyheads.speech.models.sanm import EPS, Past, Rows, check_sizes, remember
+from manyheads.core.ops import depthwise_conv1d
+from manyheads.speech.models.sanm import EPS, Past, Rows, check_sizes, pack, remember, unpack
 
 
 class NormedFeedForward(nn.Module):
@@ -92,10 +92,10 @@ class CrossAttention(nn.Module):
         self.linear_q, self.linear_out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.linear_k_v = nn.Linear(dim, 2 * dim)
 
-    def forward(self, x: Tensor, encoded: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, encoded: Tensor, encoded_rows: Rows) -> Tensor:
         """Attend to the encoded rows that count."""
         k, v = self.linear_k_v(encoded).chunk(2, -1)
-        return self._attend(x, k, v, None if rows.mask is None else rows.mask[:, None, None])
+        return self._attend(x, rows, k, v, encoded_rows)
 
     def chunk(self, x: Tensor, encoded: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Attend to a window and to what was kept of earlier ones.
@@ -106,12 +106,12 @@ class CrossAttention(nn.Module):
         k, v = self.linear_k_v(encoded).chunk(2, -1)
         if past is not None:
             k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
-        return self._attend(x, k, v, None), (k, v)
+        return self._attend(x, Rows(), k, v, Rows()), (k, v)
 
-    def _attend(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in (self.linear_q(x), k, v))
+    def _attend(self, x: Tensor, rows: Rows, k: Tensor, v: Tensor, encoded_rows: Rows) -> Tensor:
         rate = self.dropout if self.training else 0.0
-        result: Tensor = self.linear_out(attention(q, k, v, mask=mask, dropout_p=rate).flatten(2))
+        attended = encoded_rows.attend(self.linear_q(x), k, v, self.heads, rate, rows)
+        result: Tensor = self.linear_out(attended)
         return result
 
 
@@ -135,10 +135,10 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, EPS) for _ in range(3))
 
     def forward(self, x: Tensor, rows: Rows, encoded: Tensor, encoded_rows: Rows) -> Tensor:
-        """Decode padded rows of tokens."""
+        """Decode rows of tokens."""
         y = self.self_attn(self.norm2(self.feed_forward(self.norm1(x))), rows)
         x = x + F.dropout(y, self.dropout, self.training)
-        y = self.src_attn(self.norm3(x), encoded, encoded_rows)
+        y = self.src_attn(self.norm3(x), rows, encoded, encoded_rows)
         return x + F.dropout(y, self.dropout, self.training)
 
     def chunk(
@@ -227,8 +227,17 @@ class SanmDecoder(nn.Module):
     ) -> Tensor:
         """What the output layer reads, `[B, N, dim]`."""
         rows = Rows.padded(counts, tokens.shape[1])
-        encoded_rows = Rows.padded(lengths, encoded.shape[1])
-        x = tokens
+        return self._run(tokens, rows, encoded, Rows.padded(lengths, encoded.shape[1]))
+
+    def packed(self, tokens: Tensor, counts: Tensor, encoded: Tensor, lengths: Tensor) -> Tensor:
+        """Decode without the padding of tokens and encoded rows; logits of 0 behind a row's count."""
+        if not int(counts.sum()):
+            return tokens.new_zeros(*tokens.shape[:2], self.output_layer.out_features)
+        x, seen = pack(tokens, counts), pack(encoded, lengths)
+        hidden = self._run(x, Rows.packed(counts), seen, Rows.packed(lengths))
+        return unpack(self.output_layer(hidden), counts, tokens.shape[1])
+
+    def _run(self, x: Tensor, rows: Rows, encoded: Tensor, encoded_rows: Rows) -> Tensor:
         for layer in self.decoders:
             x = layer(x, rows, encoded, encoded_rows)
         return self.finish(x)

@@ -124,6 +124,7 @@ def test_silence_gives_no_tokens():
     with torch.no_grad():
         model.predictor.cif_output.bias.fill_(-200.0)
         found = model(torch.randn(2, 20, 40), torch.tensor([20, 3]))
+        assert model.packed(torch.randn(2, 20, 40), torch.tensor([20, 3])).logits.shape == (2, 0, 30)
     assert found.counts.tolist() == [0, 0] and found.logits.shape == (2, 0, 30)
     assert greedy(found.logits, found.counts) == [[], []]
     loss = model.losses(
@@ -131,6 +132,12 @@ def test_silence_gives_no_tokens():
     )["loss"]
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_packed_recordings_are_for_evaluation():
+    _, batch, lengths = recordings()
+    with pytest.raises(UsageError, match="for evaluation"):
+        small().train().packed(batch, lengths)
 
 
 def test_greedy_leaves_blank_start_and_end_out():
