@@ -160,6 +160,14 @@ class ImageData(LightningDataModule):
         return self.manifest.counts(self.rows[TRAIN])
 
     @property
+    def known_counts(self) -> list[int]:
+        """Train images of which each label is known: all of them, but of several labels."""
+        self.setup()
+        targets = self.manifest.targets[self.rows[TRAIN]]
+        known = (~np.isnan(targets)).sum(axis=0) if targets.ndim == 2 else np.full(self.classes, len(targets))
+        return [int(n) for n in known]
+
+    @property
     def channels(self) -> int:
         """Channels of an image."""
         self.setup()

@@ -52,8 +52,6 @@ class Criterion(nn.Module):
         logits `[B, K]`, target `[B]` int64 or `[B, K]` probabilities -> a scalar.
     """
 
-    weight: Tensor
-
     def __init__(
         self,
         loss: Loss,
@@ -74,23 +72,24 @@ class Criterion(nn.Module):
             raise UsageError(f"loss.focal_gamma must not be negative, but is {loss.focal_gamma:g}")
         self.kind, self.classes, self.multi_label, self.gamma = kind, classes, multi_label, loss.focal_gamma
         key, given = ("pos_weight", loss.pos_weight) if multi_label else ("class_weights", loss.class_weights)
-        weight = _weights(key, given, classes, class_counts, known_counts if multi_label else None)
-        self.register_buffer("weight", weight, persistent=False)  # the config makes it again
+        # No buffer: the config makes it again, and averaged weights have no part in it.
+        self.weight = _weights(key, given, classes, class_counts, known_counts if multi_label else None)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss."""
+        weight = self.weight.to(logits)
         soft = target.to(logits.dtype) if target.ndim == 2 else F.one_hot(target, self.classes).to(logits)
         if self.multi_label:
             known = ~soft.isnan()
-            each = self._binary(logits, soft.nan_to_num(0.0), self.weight)
+            each = self._binary(logits, soft.nan_to_num(0.0), weight)
             return (each * known).sum() / known.sum().clamp(min=1)
         if self.kind == "bce":
-            each = self._binary(logits, soft, torch.ones_like(self.weight)).mean(dim=-1)
-            by = (soft * self.weight).sum(dim=-1)
+            each = self._binary(logits, soft, torch.ones_like(weight)).mean(dim=-1)
+            by = (soft * weight).sum(dim=-1)
             return (each * by).sum() / by.sum()
         log_p = logits.log_softmax(dim=-1)
         focus = (1 - log_p.exp()) ** self.gamma if self.kind == "focal" else 1.0
-        return -(self.weight * soft * focus * log_p).sum() / (self.weight * soft).sum()
+        return -(weight * soft * focus * log_p).sum() / (weight * soft).sum()
 
     def _binary(self, logits: Tensor, target: Tensor, pos_weight: Tensor) -> Tensor:
         """Return each binary loss; focal counts it by the probability of the other answer."""
@@ -126,7 +125,7 @@ def _weights(
         if len(given) != classes or not all(0 <= value < float("inf") for value in given) or not any(given):
             raise UsageError(f"loss.{key} takes {classes} weights of 0 or more, one a class, not {given}")
         return torch.tensor(given)
-    if class_counts is None or len(class_counts) != classes or not all(class_counts):
+    if class_counts is None or not all(class_counts):
         raise UsageError(f"loss.{key} balanced needs a train image of each class; counts: {class_counts}")
     counts = torch.tensor(class_counts, dtype=torch.float)
     if known_counts is None:

@@ -125,7 +125,9 @@ class ImageClassifier(LightningModule):
             if anew:
                 print(f"{name}: weights of {transfer.weights}, but {', '.join(anew)} begin anew")
         freeze(self.model, transfer.freeze)
-        self.criterion = Criterion(loss, classes, multi_label, class_counts)
+        self.loss, self.class_counts = loss, class_counts
+        known = class_counts  # of several labels setup asks the data
+        self.criterion = Criterion(loss, classes, multi_label, class_counts, known)
         self._mixes = _mixes(regularize, classes)
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._tested: Tested | None = None
@@ -135,6 +137,12 @@ class ImageClassifier(LightningModule):
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
         """The figure by which an epoch is the best one."""
         return ("val_map" if self.multi_label else "val_top1"), "max"
+
+    def setup(self, stage: str) -> None:
+        """Weigh positives by the negatives among the train images whose labels are known."""
+        if self.multi_label and self.loss.pos_weight == "balanced":
+            known = self._data.known_counts
+            self.criterion = Criterion(self.loss, self.classes, True, self.class_counts, known)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a probed backbone stays in that of its use."""
@@ -217,17 +225,31 @@ class ImageClassifier(LightningModule):
             UsageError: The run has no end, or nothing is left to train.
         """
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise UsageError("the schedule needs the run's end: trainer.max_epochs or trainer.max_steps")
-        epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        schedule = optimization.make_schedule(optimizer, self.schedule, int(steps), epoch)
+        schedule = optimization.make_schedule(optimizer, self.schedule, *self._steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, if that is wanted."""
         decay = self.regularize.ema_decay
         return [optimization.make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
+
+    def _steps(self) -> tuple[int, int]:
+        """Return the optimizer steps of the whole run, and of an epoch.
+
+        Lightning's `estimated_stepping_batches` would set the train loader up before a resumed run's position
+        is loaded into it, and so lose that.
+        """
+        trainer, batches = self.trainer, len(self._data.train_dataloader())
+        limit = trainer.limit_train_batches
+        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        ends += (
+            [trainer.max_epochs * epoch] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
+        )
+        if not ends:
+            raise UsageError("the schedule needs the run's end: trainer.max_epochs or trainer.max_steps")
+        return min(ends), epoch
 
     @property
     def _data(self) -> ImageData:

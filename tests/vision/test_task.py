@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -37,6 +38,7 @@ class Images(LightningDataModule):
     """Grey images of 8 x 8 whose bright row, or rows, are their labels."""
 
     labels = tuple("abcdefgh")
+    known_counts: ClassVar = [30] * 8
 
     def __init__(self, multi_label: bool = False, n: int = 96) -> None:
         super().__init__()
@@ -127,6 +129,12 @@ def test_several_labels_some_unknown(tmp_path: Path) -> None:
     task.report(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"report.csv", "reliability.png"}
     assert "known" in pd.read_csv(tmp_path / "report.csv")
+
+
+def test_positives_weigh_by_the_known_negatives() -> None:
+    task = make(multi_label=True, class_counts=[10] * 8, loss=Loss(pos_weight="balanced"))
+    trainer(1, limit_val_batches=1).validate(task, Images(True), verbose=False)
+    assert task.criterion.weight.tolist() == [2.0] * 8
 
 
 def test_mixed_batches_have_soft_targets_and_follow_torchs_random_numbers() -> None:
