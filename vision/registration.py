@@ -95,7 +95,7 @@ def _entry_point(
                 " tensors alone. Convert it once (manyheads.vision.models.vim_checkpoints.convert), then give"
                 " pretrained_cfg_overlay={'file': 'FOLDER/model.safetensors'}"
             )
-        return build_model_with_cfg(  # type: ignore[no-any-return]
+        return build_model_with_cfg(
             build,
             name,
             pretrained,

@@ -80,7 +80,7 @@ class CCT(nn.Module):
             raise DataError(f"images must be [B, {self.in_chans}, H, W], not {list(x.shape)}")
         grid = self.tokenizer.grid(x.shape[2], x.shape[3])
         tokens = self.tokenizer(x).flatten(2).transpose(1, 2)
-        positions = self.classifier.positional_emb
+        positions: Tensor | None = self.classifier.positional_emb
         if positions is not None and grid != self.grid_size:
             positions = self._positions_at(positions, grid)
         tokens = tokens if positions is None else tokens + positions
@@ -94,7 +94,7 @@ class CCT(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
-            return checkpoint(block, x, use_reentrant=False)  # type: ignore[return-value]
+            return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -125,14 +125,14 @@ class VisionMamba(nn.Module):
             found = torch.cat([self.get_parameter(name) for name in self.class_names], 1)
             rows = class_rows(self.class_token, tokens.shape[1])
             tokens = join_rows(tokens, found.to(tokens.dtype).expand(len(x), -1, -1), rows)
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if grid != self.grid_size:
             positions = resize_pos_embed(positions, self.grid_size, grid, self.class_token, self.pos_resize)
         return self.pos_drop(tokens + positions), grid
 
     def _run(self, block: nn.Module, hidden: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.grad_checkpointing and self.training:
-            return checkpoint(block, hidden, stream, use_reentrant=False)  # type: ignore[return-value]
+            return checkpoint(block, hidden, stream, use_reentrant=False)
         return block(hidden, stream)
 
     def _normed(self, hidden: Tensor, stream: Tensor) -> Tensor:
@@ -316,11 +316,13 @@ def vim(
     pool: GlobalPool = global_pool if global_pool is not None else "avg" if class_token == "none" else "token"
     check_pool(pool, class_token)
     size = to_2tuple(224 if img_size is None else img_size)
-    directions = {"kind": bimamba, "divide": divide_out, "layer_scale": init_layer_scale}
     model = VisionMamba(
         (size[0], size[1]), patch_size, stride, in_chans, num_classes, embed_dim, depth,
         partial(Mamba, embed_dim, d_state=d_state) if bimamba == "none"
-        else partial(BidirectionalMamba, embed_dim, d_state=d_state, **directions),
+        else partial(
+            BidirectionalMamba, embed_dim, d_state=d_state, kind=bimamba, divide=divide_out,
+            layer_scale=init_layer_scale,
+        ),
         class_token, pool, Drops(drop_rate, pos_drop_rate, drop_path_rate), pos_resize,
     )  # fmt: skip
     cfg = evaluation((in_chans, *size), IMAGENET, 0.875, num_classes, "patch_embed.proj", "head")

@@ -77,7 +77,7 @@ class Block(nn.Module):
         else:
             normed, stream = self.norm(hidden, residual=stream)
         # Upstream drops a branch as it enters the next block: the same rates, on the same branches.
-        return self.drop_path(self.mixer(normed.to(self.norm.weight.dtype))), stream
+        return self.drop_path(self.mixer(normed.to(self.mixer.in_proj.weight.dtype))), stream
 
 
 def first_weights(patch_embed: PatchEmbed, tokens: list[nn.Parameter], blocks: nn.ModuleList) -> None:
