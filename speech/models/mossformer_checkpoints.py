@@ -179,7 +179,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{file} is no file of weights: {str(error).splitlines()[0]}") from error
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{file} is no file of weights: {why}") from error
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     if not isinstance(found, dict) or not found or not all(isinstance(x, Tensor) for x in found.values()):
