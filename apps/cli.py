@@ -75,7 +75,7 @@ def predict(args: Sequence[str]) -> int:
         epilog="example: manyheads predict quickstart/model sales.parquet -o forecasts",
     )
     parser.add_argument("model", metavar="MODEL", help="a model folder")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="input files")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, folders or patterns")
     parser.add_argument("-o", "--output", type=Path, required=True, help="output folder")
     parser.add_argument("--engine", choices=("local",), default="local", help="where shards run (local)")
     parser.add_argument("--batch-size", default="auto", help="records a batch (auto: the domain's default)")

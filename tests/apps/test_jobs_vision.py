@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -78,8 +79,10 @@ BAD = {  # content and the reason that must be given
 }
 
 
-def generate(rng, i):
-    """A picture of patterns and noise, of one of many kinds: its name and bytes."""
+@functools.cache
+def generate(i):
+    """A picture of patterns and noise, of one of many kinds: its suffix and bytes."""
+    rng = np.random.default_rng(i)
     height, width = (int(n) for n in rng.integers(40, 420, 2))
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [np.sin(rows / rng.uniform(3, 40) + columns / rng.uniform(3, 40)) for _ in range(3)]
@@ -87,22 +90,24 @@ def generate(rng, i):
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     modes = {0: "L", 1: "P", 2: "RGBA", 3: "LA", 4: "1", 5: "I;16"}
     if i % 3:
-        return f"{i:06d}.jpg", encode(image.convert("CMYK") if i % 50 == 1 else image, "JPEG", quality=80)
+        return "jpg", encode(image.convert("CMYK") if i % 50 == 1 else image, "JPEG", quality=80)
     mode = modes.get(i // 3 % 12)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     elif mode:
         image = image.convert(mode)
     kind = ("PNG", "PNG", "TIFF", "PNG")[i // 3 % 4]
-    return f"{i:06d}.{kind.lower()}", encode(image, kind)
+    return kind.lower(), encode(image, kind)
 
 
 def write_images(folder, count, bad_every=100):
-    """Write images in folders of 500, real ones among them, each `bad_every`th broken; how many are."""
+    """Write images in folders of 500, real ones among them, each `bad_every`th broken; how many are.
+
+    The generated ones are a thousand, again and again: drawing 10,000 would take longer than the job.
+    """
     samples = sorted(SAMPLES.glob("*.jpg")) if SAMPLES.is_dir() else []
     kinds, broken = list(BAD), 0
     for i in range(count):
-        rng = np.random.default_rng(i)
         place = folder / f"{i // 500:03d}"
         place.mkdir(parents=True, exist_ok=True)
         if i % bad_every == bad_every // 2:
@@ -111,7 +116,8 @@ def write_images(folder, count, bad_every=100):
         elif samples and i % 2:
             name, content = f"{i:06d}.jpg", samples[i % len(samples)].read_bytes()
         else:
-            name, content = generate(rng, i)
+            suffix, content = generate(i % 2000)
+            name = f"{i:06d}.{suffix}"
         (place / name).write_bytes(content)
     return broken
 
@@ -137,10 +143,10 @@ def photos(tmp_path_factory):
     """Fifty good images and one of every bad kind."""
     folder = tmp_path_factory.mktemp("vision") / "photos"
     for i in range(50):
-        name, content = generate(np.random.default_rng(i), i)
+        suffix, content = generate(i)
         place = folder / str(i % 4)
         place.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(content)
+        (place / f"{i:06d}.{suffix}").write_bytes(content)
     for name, (content, _) in BAD.items():
         (folder / "2" / name).write_bytes(content)
     return folder
