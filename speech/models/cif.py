@@ -9,6 +9,7 @@ what lies behind their ends). Here a batch's rows are those of its recordings on
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -94,13 +95,14 @@ class CifPredictor(nn.Module):
             self.cif_output2 = nn.Linear(2 * dim, 1)
 
     def weights(self, hidden: Tensor) -> Tensor:
-        """Weigh every row, `[B, T]`."""
-        turned = hidden.transpose(1, 2)
-        seen = self.cif_conv1d(F.pad(turned, (self.left, self.right)))
-        if self.depthwise:
-            seen = F.dropout(seen + turned, self.dropout, self.training)
-        chance = self.cif_output(seen.relu().transpose(1, 2))[..., 0].sigmoid()
-        return (chance * self.smooth - self.noise).relu()
+        """Weigh every row, `[B, T]`; never in half precision under autocast, whose sums would miss tokens."""
+        with full_precision(hidden):
+            turned = hidden.to(self.cif_conv1d.weight.dtype).transpose(1, 2)
+            seen = self.cif_conv1d(F.pad(turned, (self.left, self.right)))
+            if self.depthwise:
+                seen = F.dropout(seen + turned, self.dropout, self.training)
+            chance = self.cif_output(seen.relu().transpose(1, 2))[..., 0].sigmoid()
+            return (chance * self.smooth - self.noise).relu()
 
     def forward(
         self,
@@ -140,9 +142,11 @@ class CifPredictor(nn.Module):
         if not self.parts:
             raise UsageError("CIF: built without the second predictor that timestamps need (parts=3)")
         hidden = clear(hidden, lengths)
-        cut = self.upsample_cnn(hidden.transpose(1, 2)).transpose(1, 2)
-        context = run_lstm(self.blstm, cut, lengths * self.parts)
-        chance = self.cif_output2(context)[..., 0].sigmoid()
+        with full_precision(hidden):
+            turned = hidden.to(self.cif_conv1d.weight.dtype).transpose(1, 2)
+            cut = self.upsample_cnn(turned).transpose(1, 2)
+            context = run_lstm(self.blstm, cut, lengths * self.parts)
+            chance = self.cif_output2(context)[..., 0].sigmoid()
         inside = torch.arange(cut.shape[1], device=hidden.device) < (lengths * self.parts)[:, None]
         return (chance * self.smooth2 - self.noise2).relu() * inside
 
@@ -151,6 +155,11 @@ class CifPredictor(nn.Module):
         alphas = self.fine_weights(hidden, lengths)
         alphas = alphas * (counts.to(alphas.dtype) / alphas.sum(1).clamp(min=LEAST))[:, None]
         return alphas, peaks(alphas, self.threshold - 1e-4)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off where x is; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def clear(hidden: Tensor, lengths: Tensor) -> Tensor:

@@ -134,6 +134,18 @@ def test_silence_gives_no_tokens():
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_weights_are_not_rounded_under_autocast():
+    model = small(timestamps=True)
+    hidden, lengths = torch.randn(2, 60, 32), torch.tensor([60, 30])
+    with torch.no_grad():
+        want = (model.predictor(hidden, lengths), model.predictor.fine_weights(hidden, lengths))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = (model.predictor(hidden, lengths), model.predictor.fine_weights(hidden, lengths))
+            whole = model(torch.randn(2, 60, 40), lengths)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert whole.logits.isfinite().all() and whole.alphas.dtype == torch.float32
+
+
 def test_packed_recordings_are_for_evaluation():
     _, batch, lengths = recordings()
     with pytest.raises(UsageError, match="for evaluation"):
