@@ -128,7 +128,7 @@ class FrontEnd:
 class FrontEndStream:
     """The rows of a recording whose samples come in pieces: the whole's, each as soon as it is certain.
 
-    A row needs the three frames after it, so it comes 45 ms or more after its middle.
+    A row's last frame ends 42.5 ms after the middle of its own: that much later it can come at best.
 
     Args:
         front_end: Of which the rows are.

@@ -38,7 +38,7 @@ def segments(
     """Place tokens and silences in time.
 
     Args:
-        alphas: Weights of the recording's frames, without padding.
+        alphas: Weights of the recording's frames, without padding and tail.
         fires: Their running sums, as `CifPredictor.places` gives them.
         tokens: What was recognised, without the end; it is told by the sum that the weights reach after it.
         parts: Frames in a row of features: 3 for the predictor of timestamps, 1 for the plain one.

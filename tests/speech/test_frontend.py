@@ -85,6 +85,15 @@ def test_times():
     assert front(torch.zeros(16000)).isfinite().all()
 
 
+def test_dither_is_drawn_from_torchs_numbers():
+    front, wave = FrontEnd(dither=1.0), torch.zeros(4000)
+    torch.manual_seed(5)
+    first = front(wave)
+    assert not torch.equal(front(wave), first)
+    torch.manual_seed(5)
+    assert torch.equal(front(wave), first) and first.std() > 0.1
+
+
 @pytest.mark.parametrize(
     ("samples", "complaint"),
     [

@@ -17,6 +17,7 @@ from manyheads.speech.models.sanm_decoder import SanmDecoder
 
 TOLERANCE = 1e-5  # relative and absolute, as the recorded cases' notes ask for
 DOUBLE = torch.float64  # what the cases were computed in
+BOTH = [torch.float64, torch.float32]  # the second runs the kernels
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -100,13 +101,14 @@ def published_sums(monkeypatch):
     monkeypatch.setattr(cif, "continuous_integrate_and_fire", rounded)
 
 
-def test_encoder(golden):
+@pytest.mark.parametrize("dtype", BOTH)
+def test_encoder(golden, dtype):
     case = golden("speech", "paraformer_encoder_a")
     config, wanted = case.config, case.group("output")
     names = ("attention_heads", "linear_units", "num_blocks", "kernel_size")
     encoder = SanmEncoder(config["input_size"], config["output_size"], *(config[k] for k in names))
-    given = inputs(case)
-    encoded = loaded(case, encoder)(given["speech"], given["speech_lengths"])
+    given = inputs(case, dtype)
+    encoded = loaded(case, encoder, dtype)(given["speech"], given["speech_lengths"])
     valid = encoded * inside(given["speech_lengths"], encoded.shape[1])
     close(encoded, wanted["encoder_out"])
     close(valid, wanted["encoder_out_valid"])
@@ -114,12 +116,13 @@ def test_encoder(golden):
     check_gradients(case, given, {"encoder_out_valid": valid}, encoder)
 
 
-def test_decoder(golden):
+@pytest.mark.parametrize("dtype", BOTH)
+def test_decoder(golden, dtype):
     case = golden("speech", "paraformer_decoder_a")
     config, wanted = case.config, case.group("output")
     names = ("encoder_output_size", "attention_heads", "linear_units", "num_blocks", "kernel_size")
-    decoder = loaded(case, SanmDecoder(config["vocab_size"], *(config[k] for k in names)))
-    given = inputs(case)
+    decoder = loaded(case, SanmDecoder(config["vocab_size"], *(config[k] for k in names)), dtype)
+    given = inputs(case, dtype)
     call = (given["embeds"], given["embeds_lens"], given["encoder_out"], given["encoder_out_lens"])
     mask = inside(given["embeds_lens"], given["embeds"].shape[1])
     hidden, logits = decoder.hidden(*call), decoder(*call)
@@ -262,11 +265,12 @@ def test_from_the_waveform_to_the_tokens(golden, published_padding, dtype):
     assert greedy(found.logits, found.counts) == listed(wanted["token_int"])
 
 
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("name", ["train", "train_ctc"])
-def test_training(golden, published_padding, name):
+def test_training(golden, published_padding, name, dtype):
     case = golden("speech", f"paraformer_{name}_a")
-    config, given, wanted = case.config, inputs(case), case.group("output")
-    model = loaded(case, paraformer(**sizes(config))).train()
+    config, given, wanted = case.config, inputs(case, dtype), case.group("output")
+    model = loaded(case, paraformer(**sizes(config)), dtype).train()
     objective = Objective(
         smoothing=config["lsm_weight"], glancing=config["sampling_ratio"], count=config["predictor_weight"],
         ctc=config["ctc_weight"], per_token=config["length_normalized_loss"],
