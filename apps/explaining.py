@@ -6,7 +6,10 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,6 +51,7 @@ def run(given: ExplainOptions) -> int:
     predictor = load_predictor(given.model)
     labels = predictor.outputs.labels
     target = None if given.label is None else find_class(given.label, labels)
+    method = _method(given, predictor)
     shards = predictor.shards(list(given.images), 1024)
     given.output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, object]] = []
@@ -61,13 +65,8 @@ def run(given: ExplainOptions) -> int:
             print(f"manyheads: {record.id}: {error}", file=sys.stderr)
             continue
         path = given.output / picture_name(record.id, names)
-        found.append(
-            {
-                "id": record.id,
-                "picture": str(path),
-                **_draw(given, predictor, sample, target, record.id, path),
-            }
-        )
+        shown = _draw(replace(given, method=method), predictor, sample, target, record.id, path)
+        found.append({"id": record.id, "picture": str(path), **shown})
         if not given.json:
             print(path)
     if given.json:
@@ -82,6 +81,9 @@ def find_class(text: str, labels: Sequence[str]) -> int:
         UsageError: There is none.
     """
     if text in labels:
+        if labels.count(text) > 1:
+            numbers = ", ".join(str(i) for i, label in enumerate(labels) if label == text)
+            raise UsageError(f"--class: classes {numbers} are all named {text!r}; give a number")
         return labels.index(text)
     if text.isdecimal() and int(text) < len(labels):
         return int(text)
@@ -92,11 +94,11 @@ def find_class(text: str, labels: Sequence[str]) -> int:
 
 def picture_name(name: str, taken: set[str]) -> str:
     """Return a file name for the picture of an image, none of those taken, which it joins."""
-    stem = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name)).strip("._")[-120:] or "image"
-    number, found = 1, f"{stem}.png"
-    while found in taken:
-        number += 1
-        found = f"{stem}-{number}.png"
+    plain = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name))
+    last = re.sub(r"\.\w{1,5}$", "", re.sub(r"[^\w.-]+", "_", Path(name).name))
+    stems = [stem.strip("._")[-120:] or "image" for stem in (last, plain)]  # the whole id if need be
+    numbered = (f"{stems[1]}-{number}" for number in count(2))
+    found = next(f"{stem}.png" for stem in chain(stems, numbered) if f"{stem}.png" not in taken)
     taken.add(found)
     return found
 
@@ -112,38 +114,45 @@ def pixels(sample: Tensor, preprocessing: Preprocessing) -> Pixels:
     return np.ascontiguousarray(levels.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
+def _method(given: ExplainOptions, predictor: Predictor) -> Literal["rollout", "gradcam"]:
+    """Return the method that is meant, which this model has."""
+    method = given.method
+    if method == "auto":
+        asked = given.label is not None or isinstance(given.layer, str)
+        method = "rollout" if not asked and "rollout" in methods_for(predictor.model) else "gradcam"
+    if method == "gradcam" and not predictor.outputs.labels:
+        raise UsageError("gradcam explains a class, and the model has no classifier")
+    return method
+
+
 def _draw(
     given: ExplainOptions, predictor: Predictor, sample: Tensor, target: int | None, name: str, path: Path
 ) -> dict[str, object]:
     """Draw one picture, and return what it shows."""
-    outputs, top = predictor.outputs, []
-    method = given.method
-    if method == "auto":
-        named = isinstance(given.layer, str)
-        method = "gradcam" if target is not None or named else methods_for(predictor.model)[0]  # type: ignore[assignment]
-    if outputs.labels:
-        (chances,) = outputs.probabilities(predictor.forward(sample[None]))
+    labels, top, explained = predictor.outputs.labels, [], None
+    if labels:
+        (chances,) = predictor.outputs.probabilities(predictor.forward(sample[None]))
         order = chances.sort(descending=True, stable=True).indices[: given.top].tolist()
-        top = [(outputs.labels[k], float(chances[k])) for k in order]
-        shown = int(chances.argmax()) if target is None else target
-    what = "all layers" if given.layer is None else f"layer {given.layer}"
-    if method == "gradcam":
-        what = outputs.labels[shown] if outputs.labels else "features"
+        top = [(labels[k], float(chances[k])) for k in order]
+        explained = labels[order[0] if target is None else target] if given.method == "gradcam" else None
     heat = explain(
         predictor.model,
         sample[None],
-        method,
+        given.method,
         target,
         layer=given.layer,
         fusion=given.heads,
         discard=given.discard,
     )
+    what = explained or ("all layers" if given.layer is None else f"layer {given.layer}")
+    if not heat.max() > 0:
+        what += " (nothing speaks for it)"
     written = files.temporary(path)
     try:
         photo = pixels(sample, predictor.preprocessing)
-        draw_explanation(photo, heat.numpy(), top, written, Path(name).name, f"{method}: {what}")
+        draw_explanation(photo, heat.numpy(), top, written, Path(name).name, f"{given.method}: {what}")
         files.commit(written, path)
     finally:
         written.unlink(missing_ok=True)
     ranked = [{"label": label, "probability": chance} for label, chance in top]
-    return {"method": method, "class": what if method == "gradcam" else None, "top": ranked}
+    return {"method": given.method, "class": explained, "top": ranked}

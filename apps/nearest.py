@@ -62,8 +62,8 @@ def run(given: KnnOptions) -> int:
         print(f"{len(test)} test images, {len(train)} training images, {len(manifest.labels)} classes")
         for each in found:
             print(f"k {each.k:4}  top-1 {each.top1:.4f}  top-5 {each.top5:.4f}")
-    for each in bad[:SHOWN]:
-        print(f"manyheads: {each.id}: {each.reason}", file=sys.stderr)
+    for one in bad[:SHOWN]:
+        print(f"manyheads: {one.id}: {one.reason}", file=sys.stderr)
     if len(bad) > SHOWN:
         print(f"manyheads: and {len(bad) - SHOWN} other images that cannot be used", file=sys.stderr)
     return BAD_RECORDS if bad else 0

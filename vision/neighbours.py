@@ -201,7 +201,7 @@ def evaluate(
         cosines, where = nearest(rows, bank, max(ks))
         for i, k in enumerate(ks):
             ballot = votes(cosines[:, :k], targets[where[:, :k]], classes, temperature)
-            right = ballot.sort(1, descending=True, stable=True).indices[:, :top] == truth[:, None]
+            right = ballot.sort(dim=1, descending=True, stable=True).indices[:, :top] == truth[:, None]
             hits[i] += (int(right[:, 0].sum()), int(right.any(1).sum()))
         tested += len(rows)
     if not tested:

@@ -280,14 +280,22 @@ def draw_explanation(
     Shape:
         photo `[H, W, 3]`, heat `[H, W]`.
     """
+    explanation_figure(photo, heat, top, title, subtitle).savefig(path, dpi=DPI)
+
+
+def explanation_figure(
+    photo: Pixels, heat: Floats, top: Sequence[tuple[str, float]], title: str, subtitle: str
+) -> Figure:
+    """Return the figure of `draw_explanation`."""
     height, width = heat.shape
     inches = 3.6
-    figure = _figure(2 * inches * min(width / height, 2.0) + 3.9, inches + 0.5 + 0.12 * max(len(top) - 8, 0))
-    left, middle, right = figure.subplots(1, 3, width_ratios=(width, width, 0.8 * height))
+    panel = max(inches * min(width / height, 2.0), 2.0)
+    figure = _figure(2 * panel + 3.9, inches + 0.5 + 0.3 * max(len(top) - 8, 0))
+    left, middle, right = figure.subplots(1, 3, width_ratios=(panel, panel, 3.0))
     for axis, pixels, above in ((left, photo, title), (middle, overlay(photo, heat), subtitle)):
         axis.imshow(pixels)
         axis.set_axis_off()
-        axis.set_title(_short(above, 48), fontsize=10, parse_math=False)
+        axis.set_title(_short(above, int(11 * panel)), fontsize=10, parse_math=False)
     places = np.arange(len(top))
     right.barh(places, [share for _, share in top], height=0.55, color=_AFTER)
     for place, (label, share) in zip(places, top, strict=True):
@@ -295,4 +303,4 @@ def draw_explanation(
     right.set(xlim=(0, 1), ylim=(max(len(top), 3) - 0.4, -0.8), xlabel="probability")
     right.set_yticks([])
     right.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=DPI)
+    return figure

@@ -130,9 +130,11 @@ def _vit(model: VisionTransformer | VisionTransformerRelPos) -> Family:
         refusal = "its attention has more to it than queries and keys"
     elif pool not in ("token", "avg"):
         refusal = f"its head pools by {pool!r}"
-    # what enters the last attention: behind it, with a class token, the patches count no more
-    norms = [getattr(block, "norm1", None) or getattr(block, "in_norm", None) for block in model.blocks]
-    places = tuple(Place(cast(nn.Module, norm)) for norm in norms)
+    # what enters an attention: behind the last, with a class token, the patches count no more
+    places = tuple(
+        Place(cast(nn.Module, block if attn is None else attn), "input")
+        for block, attn in zip(model.blocks, found, strict=True)
+    )
     prefix, classes = model.num_prefix_tokens, 2 if isinstance(model, VisionTransformerDistilled) else 1
     return Family(
         target=places[-1],
