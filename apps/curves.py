@@ -34,7 +34,7 @@ def draw_curves(folder: Path, path: Path) -> None:
 
     table = read_log(folder)
     losses = [name for name in ("train_loss", "val_loss") if name in table]
-    others = [name for name in table if name.startswith("val_") and name not in losses]
+    others = [name for name in map(str, table.columns) if name.startswith("val_") and name not in losses]
     panels = [names for names in (losses, others) if names]
     if not panels:
         return

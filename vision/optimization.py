@@ -79,7 +79,7 @@ def make_optimizer(model: nn.Module, options: Optimizer) -> AdamW:
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError("the model has no parameters to train")
-    kept = getattr(model, "no_weight_decay", set)()
+    kept: set[str] = getattr(model, "no_weight_decay", set)()
     if options.layer_decay == 1:
         groups = param_groups_weight_decay(model, options.weight_decay, no_weight_decay_list=kept)
     else:

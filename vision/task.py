@@ -253,7 +253,7 @@ class ImageClassifier(LightningModule):
 
     @property
     def _data(self) -> ImageData:
-        return self.trainer.datamodule  # type: ignore[attr-defined,no-any-return]
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _fitted_temperature(self) -> float:
         """Fit the temperature on the validation images, as many as the trainer validates."""

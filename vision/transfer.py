@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -39,7 +39,8 @@ def classifier_of(model: nn.Module) -> nn.Module:
     Raises:
         UsageError: It has none.
     """
-    found = cast("nn.Module | None", model.get_classifier()) if hasattr(model, "get_classifier") else None
+    getter = cast("Callable[[], nn.Module | None] | None", getattr(model, "get_classifier", None))
+    found = getter() if getter is not None else None
     if found is None or not any(True for _ in found.parameters()):
         raise UsageError("the model has no classifier of its own to train: transfer.freeze takes none")
     return found
