@@ -14,6 +14,7 @@ from timm.models import maxxvit
 from torch import Tensor, nn
 
 from manyheads.core.ops import attention
+from manyheads.vision.models.linear import linear
 from manyheads.vision.models.windows import attend_windows, dropout_of
 
 
@@ -38,13 +39,13 @@ def attend(
     attn: Any, x: Tensor, size: tuple[int, int], partition: Literal["window", "grid"], nchw: bool = False
 ) -> Tensor:
     """Project the image, attend in windows or grid, project back: `[B, H, W, C]`, or `[B, C, H, W]`."""
-    qkv = attn.qkv(x)
+    qkv = linear(attn.qkv, x)
     q, k, v = heads(qkv.permute(0, 2, 3, 1) if nchw else qkv, attn)
     out = attend_windows(
         q, k, v, size, partition=partition, bias=bias_of(attn), scale=attn.scale,
         dropout_p=dropout_of(attn.attn_drop),
     ).flatten(3)  # fmt: skip
-    return attn.proj_drop(attn.proj(out.permute(0, 3, 1, 2) if nchw else out))
+    return attn.proj_drop(linear(attn.proj, out.permute(0, 3, 1, 2) if nchw else out))
 
 
 class PartitionAttention(nn.Module):

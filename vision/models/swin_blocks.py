@@ -18,6 +18,7 @@ from timm.layers import to_2tuple
 from timm.models import swin_transformer, swin_transformer_v2, swin_transformer_v2_cr
 from torch import Tensor, nn
 
+from manyheads.vision.models.linear import linear
 from manyheads.vision.models.windows import attend_windows, dropout_of
 
 LARGEST = math.log(100.0)  # of a learned logarithm of the scale, in Swin V2
@@ -35,7 +36,7 @@ class Scores(NamedTuple):
 
 def scores(attn: swin_transformer.WindowAttention, x: Tensor) -> Scores:
     """Project as Swin does: scaled products, and a table of biases."""
-    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).unbind(3)
+    q, k, v = linear(attn.qkv, x).unflatten(-1, (3, attn.num_heads, -1)).unbind(3)
     return Scores(q, k, v, attn._get_rel_pos_bias()[0], attn.scale)
 
 
@@ -53,7 +54,7 @@ def scores_v2(attn: swin_transformer_v2.WindowAttention, x: Tensor) -> Scores:
 
 def scores_v2_cr(attn: swin_transformer_v2_cr.WindowMultiHeadAttention, x: Tensor) -> Scores:
     """Project as timm's variant of Swin V2 does: cosines, and a bias from a network over log coordinates."""
-    return _cosines(attn.qkv(x), attn, attn._relative_positional_encodings()[0])
+    return _cosines(linear(attn.qkv, x), attn, attn._relative_positional_encodings()[0])
 
 
 def _cosines(qkv: Tensor, attn: Any, bias: Tensor) -> Scores:
@@ -142,7 +143,7 @@ class SwinBlock(nn.Module):
             out = out[:, :height, :width]
         if moved:
             out = torch.roll(out, shift, (1, 2))
-        return attn.proj_drop(attn.proj(out))
+        return attn.proj_drop(linear(attn.proj, out))
 
     def set_input_size(
         self,

@@ -13,6 +13,7 @@ from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor, nn
 
 from manyheads.core.ops import attention
+from manyheads.vision.models.linear import linear
 from manyheads.vision.models.windows import dropout_of
 
 
@@ -51,12 +52,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend; the mask is boolean (True takes part) or added to the scores."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # [B, N, H, D]
+        q, k, v = (
+            linear(self.qkv, x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        )  # [B, N, H, D]
         q, k = self.q_norm(q), self.k_norm(k)
         out = self.norm(attend(q, k, v, attn_mask, is_causal, dropout_of(self.attn_drop)).flatten(2))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
+        return self.proj_drop(linear(self.proj, out))
 
 
 class RelativeAttention(nn.Module):
@@ -78,11 +81,13 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
         """Attend with this layer's bias, or with one that layers share."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # [B, N, H, D]
+        q, k, v = (
+            linear(self.qkv, x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        )  # [B, N, H, D]
         q, k = self.q_norm(q), self.k_norm(k)
         bias = shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias()
         out = attend(q, k, v, bias, False, dropout_of(self.attn_drop)).flatten(2)
-        return self.proj_drop(self.proj(out))
+        return self.proj_drop(linear(self.proj, out))
 
 
 class ParallelBlock(nn.Module):
@@ -114,7 +119,7 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Add what attention and MLP make of x to x."""
-        mlp, *qkv = torch.split(self.in_proj(self.in_norm(x)), self.in_split, dim=-1)
+        mlp, *qkv = torch.split(linear(self.in_proj, self.in_norm(x)), self.in_split, dim=-1)
         if self.mlp_bias is not None:
             mlp = mlp + self.mlp_bias
         q, k, v = (each.unflatten(-1, (self.num_heads, self.head_dim)) for each in qkv)
@@ -122,7 +127,7 @@ class ParallelBlock(nn.Module):
         out = attend(q, k, v, attn_mask, is_causal, dropout_of(self.attn_drop)).flatten(2)
         mlp = self.mlp_drop(self.mlp_act(mlp))
         if self.out_proj is not None:
-            found = self.out_proj(torch.cat((out, mlp), dim=-1))
+            found = linear(self.out_proj, torch.cat((out, mlp), dim=-1))
         else:
-            found = self.attn_out_proj(out) + self.mlp_out_proj(mlp)
+            found = linear(self.attn_out_proj, out) + linear(self.mlp_out_proj, mlp)
         return x + self.drop_path(self.ls(found))
