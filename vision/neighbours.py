@@ -151,6 +151,24 @@ def votes(cosines: Tensor, targets: Tensor, classes: int, temperature: float) ->
     return weights.new_zeros(len(targets), classes).scatter_add_(1, targets, weights)
 
 
+def _bank(
+    predictor: Predictor, train: Labelled, advance: Callable[[int], None]
+) -> tuple[Tensor, Tensor, list[Bad]]:
+    """Return the features and targets of all training images, and which of them cannot be used."""
+    bank, targets = torch.empty(0, 0), torch.empty(len(train), dtype=torch.int64)
+    bad: list[Bad] = []
+    filled = 0
+    for rows, some, strange in features(predictor, train, advance):
+        bad += strange
+        if not len(rows):
+            continue
+        if not filled:
+            bank = torch.empty(len(train), rows.shape[1])  # once: a list of batches would hold them twice
+        bank[filled : filled + len(rows)], targets[filled : filled + len(rows)] = rows, some
+        filled += len(rows)
+    return bank[:filled], targets[:filled], bad
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """How many test images were recognised by their k nearest training images."""
@@ -185,11 +203,7 @@ def evaluate(
         DataError: Fewer training images than k, or no test image that can be used.
     """
     predictor = predictor.configure({"output_kind": "features"})
-    found = list(features(predictor, train, advance))
-    bad = [each for _, _, some in found for each in some]
-    bank = torch.cat([rows for rows, _, _ in found if len(rows)] or [torch.empty(0, 0)])
-    targets = torch.cat([some for _, some, _ in found])
-    del found
+    bank, targets, bad = _bank(predictor, train, advance)
     if len(bank) < max(ks):
         raise DataError(f"{max(ks)} neighbours are asked for, of {len(bank)} training images")
     classes, top, tested = len(train.manifest.labels), min(5, len(train.manifest.labels)), 0

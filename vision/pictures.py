@@ -299,7 +299,7 @@ def explanation_figure(
     places = np.arange(len(top))
     right.barh(places, [share for _, share in top], height=0.55, color=_AFTER)
     for place, (label, share) in zip(places, top, strict=True):
-        right.text(0, place - 0.32, f"{_short(label, 34)}  {share:.3f}", fontsize=9, parse_math=False)
+        right.text(0.01, place - 0.32, f"{_short(label, 34)}  {share:.3f}", fontsize=9, parse_math=False)
     right.set(xlim=(0, 1), ylim=(max(len(top), 3) - 0.4, -0.8), xlabel="probability")
     right.set_yticks([])
     right.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,20 @@ def test_what_the_model_has_not_got_is_said(
 def test_wrong_options_are_refused_before_anything_is_loaded(more: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_options(["model", "a.png", "-o", "maps", *more])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["explain", "--help"], ["explain", "m", "i", "-o", "o", "--tpo", "3"], ["knn", "--help"], ["knn", "m"]],
+)
+def test_help_and_slips_are_answered_without_torch(args: list[str]) -> None:
+    code = (
+        "import sys\nfrom manyheads.apps import cli\n"
+        f"try:\n    cli.main(['vision', *{args}])\nexcept SystemExit:\n    pass\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
 
 
 def test_a_number_that_is_a_label_is_the_label() -> None:
