@@ -242,9 +242,6 @@ def cct(
         UsageError: A size is not positive, an option unknown, or the heads do not divide the width.
         DataError: img_size is too small for the convolutions.
 
-    Source:
-        arXiv 2104.05704.
-
     Example:
         >>> model = cct(128, 2, 2, mlp_ratio=1, conv_layers=2, img_size=28, in_chans=1)
         >>> model(torch.zeros(2, 1, 28, 28)).shape
@@ -262,8 +259,7 @@ def cct(
     )  # fmt: skip
     sizes = (in_chans, num_classes, embed_dim)
     model = CCT((size[0], size[1]), tokenizer, classifier, *sizes, positions, global_pool)
-    small = max(size) <= 64
-    settings = (CIFAR10, 1.0) if small else (IMAGENET, 0.9)
+    settings = (CIFAR10, 1.0) if max(size) <= 64 else (IMAGENET, 0.9)
     names = ("tokenizer.conv_layers.0.0", "classifier.fc")
     cfg = evaluation((in_chans, size[0], size[1]), *settings, num_classes, *names)
     model.pretrained_cfg = model.default_cfg = cfg
