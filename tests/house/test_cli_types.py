@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from manyheads.apps import training
+from manyheads.apps import trainer
 from manyheads.core.catalog import DOMAINS, Task, tasks
 
 PLAIN = (bool, int, float, str, type(None))
@@ -24,7 +24,7 @@ def leaves(hint: Any) -> list[Any]:
 
 def options(domain: str, task: Task) -> dict[str, Any]:
     """Type hints of every option of a task's training parser, by name."""
-    parser = training.make_parser(domain, task, "fit")
+    parser = trainer.make_parser(domain, task, "fit")
     return {action.dest: action._typehint for action in parser._actions if hasattr(action, "_typehint")}
 
 
