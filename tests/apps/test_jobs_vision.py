@@ -234,6 +234,16 @@ def test_a_domain_without_settings_refuses_them(fake, source, tmp_path):
         run_job(options, load=fake.load)
 
 
+def test_parts_made_again_have_the_same_bytes(model, photos, tmp_path, inspect_folder):
+    out, options = tmp_path / "out", ["--max-bad", 1, "--shard-size", 20, "--quiet"]
+    assert predict(model, photos, "-o", out, *options) == 0
+    before = inspect_folder.digests(out)
+    for name in ("_SUCCESS", "part-00001-of-00003.parquet", "bad-00002.jsonl"):
+        (out / name).unlink()
+    assert predict(model, photos, "-o", out, *options, "--resume") == 0
+    assert inspect_folder.digests(out) == before
+
+
 def test_workers_give_the_same_rows(model, photos, tmp_path):
     options = ["--max-bad", 1, "--shard-size", 20, "--output-kind", "logits", "--quiet"]
     assert predict(model, photos, "-o", tmp_path / "one", *options) == 0
