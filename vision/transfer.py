@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,10 @@ from torch import Tensor, nn
 
 from manyheads.core import hub
 from manyheads.core.errors import UsageError
+from manyheads.vision.models.cct import CCT, filter_cct
+from manyheads.vision.models.timm_weights import converter
+from manyheads.vision.models.vim import VisionMamba
+from manyheads.vision.models.vim_checkpoints import filter_vim
 
 SHOWN = 3  # names listed in a message
 
@@ -22,9 +25,8 @@ class Transfer:
 
     Args:
         weights: A model folder (or a run folder with one) of the same model, or a .safetensors file with its
-            names, such as timm's. All tensors must be there and fit; positions of another image size are
-            resized as timm does. A classifier of another number of classes begins anew, one of the same
-            number is kept.
+            names or timm's. All tensors must be there and fit; what depends on the image size is resized as
+            timm does. A classifier of another number of classes begins anew, one of the same number is kept.
         freeze: backbone trains the classifier and the normalisation layers alone. probe trains the classifier
             alone, on the backbone as it is in use: without dropout, dropped paths or new batch statistics.
     """
@@ -69,6 +71,7 @@ def load(model: nn.Module, name: str, weights: str) -> list[str]:
     """
     path = Path(weights)
     state = _read_file(path) if path.suffix == ".safetensors" else _read_folder(weights, name)
+    state = _converted(state, model)
     wanted = model.state_dict()
     known = {id(tensor): key for key, tensor in model.named_parameters()}
     classifier = {known[id(tensor)] for tensor in classifier_of(model).parameters()}
@@ -76,9 +79,6 @@ def load(model: nn.Module, name: str, weights: str) -> list[str]:
     if anew:  # a bias alone would not fit its matrix
         anew = sorted(classifier)
         state = {key: state[key] for key in state if key not in classifier}
-    resize = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's convention
-    if resize is not None and any(state[k].shape != wanted[k].shape for k in state.keys() & wanted.keys()):
-        state = resize(state, model)
     _check(path, state, {key: value for key, value in wanted.items() if key not in anew})
     model.load_state_dict(state, strict=False)  # all that is not anew was checked
     return anew
@@ -104,6 +104,16 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except SafetensorError as error:
         raise UsageError(f"transfer.weights: {path} is no safetensors file ({error})") from error
+
+
+def _converted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Resize what depends on the image size, and bring old layouts of timm up to date."""
+    if isinstance(model, VisionMamba):
+        return filter_vim(state, model)
+    if isinstance(model, CCT):
+        return filter_cct(state, model)
+    cfg = cast("dict[str, object]", model.pretrained_cfg)
+    return converter(str(cfg["architecture"]))(dict(state), model)
 
 
 def _check(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -230,11 +230,40 @@ def test_weights_begin_from_a_folder_or_a_file(tmp_path: Path, capsys: pytest.Ca
         kept = {k for k, v in other.model.state_dict().items() if v.equal(old.model.state_dict()[k])}
         assert kept == set(old.model.state_dict()) - {"head.weight", "head.bias"}
         assert "head.bias, head.weight begin anew" in capsys.readouterr().out
-    larger = ImageClassifier(
-        8, 1, 16, name=NAME, arguments=SMALL, transfer=Transfer(str(tmp_path / "timm.safetensors"))
-    )
-    assert larger.model.state_dict()["pos_embed"].shape == (1, 17, 16)
-    assert larger.model.state_dict()["pos_embed"][0, 0].equal(old.model.state_dict()["pos_embed"][0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "positions", "first", "rows"),
+    [
+        (NAME, SMALL, "pos_embed", 0, 17),
+        (
+            "vim",
+            {"patch_size": 4, "stride": 4, "embed_dim": 16, "depth": 1, "d_state": 2},
+            "pos_embed",
+            2,
+            17,
+        ),
+        (
+            "cct",
+            {"embed_dim": 16, "depth": 1, "num_heads": 2, "conv_layers": 2},
+            "classifier.positional_emb",
+            None,
+            16,
+        ),
+    ],
+)
+def test_weights_of_another_image_size_are_resized(
+    tmp_path: Path, name: str, arguments: dict[str, object], positions: str, first: int | None, rows: int
+) -> None:
+    old = make(name=name, arguments=arguments).model.state_dict()
+    save_file(old, tmp_path / "old.safetensors")
+    given = Transfer(str(tmp_path / "old.safetensors"))
+    new = ImageClassifier(8, 1, 16, name=name, arguments=arguments, transfer=given).model.state_dict()  # type: ignore[arg-type]
+    assert new[positions].shape[1] == rows
+    assert {key for key in old if not old[key].equal(new[key])} == {positions}
+    if first is not None:  # the class token's own row; Vim's stands in the middle
+        middle = 0 if first == 0 else rows // 2
+        assert new[positions][0, middle].equal(old[positions][0, first])
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
