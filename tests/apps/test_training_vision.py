@@ -104,6 +104,26 @@ def test_fit_test_and_the_model_folder(
     assert len(rows) == 240
 
 
+def test_several_labels_some_unknown(config: Path, tmp_path: Path) -> None:
+    paths = sorted(str(path) for path in (tmp_path / "images").rglob("*.png"))
+    table = pd.DataFrame({"image": paths})
+    table["north"] = table["image"].str.contains("north").astype(float)
+    table["west"] = table["image"].str.contains("west").astype(float)
+    table.loc[::5, "west"] = np.nan
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    run = tmp_path / "run"
+    args = ["--config", config, "--output", run, "--trainer.max_epochs", 1]
+    args += ["--data.dataset", tmp_path / "labels.csv", "--data.columns.label", '["north", "west"]']
+    args += ["--model.loss.pos_weight", "balanced"]
+    assert call("vision", "fit", *args) == 0
+    assert call("vision", "test", *args) == 0
+    assert "best_val_map" in hub.read_config(run / "model").training
+    report = pd.read_csv(run / "report.csv")
+    assert report["label"].tolist() == ["north", "west"]
+    assert report["known"][1] < report["known"][0] == 48
+    assert not (run / "confusion.csv").exists()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_or_killed_run_goes_on_to_the_same_weights(
     config: Path, tmp_path: Path, signum: signal.Signals
