@@ -95,7 +95,7 @@ class FrontEnd:
 
     def filter_bank(self, samples: Tensor) -> Tensor:
         """Log-mel frames `[frames, mels]`; only whole frames count, unless there is none."""
-        from torchaudio.compliance import kaldi  # type: ignore[import-untyped]
+        from torchaudio.compliance import kaldi
 
         check_samples(samples)
         if len(samples) < SHORTEST:
