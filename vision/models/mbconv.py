@@ -72,7 +72,7 @@ class FoldedMbConv(nn.Module):
 
     def __init__(self, old: MbConvBlock) -> None:
         super().__init__()
-        for name, layer in old.named_children():
+        for name, layer in old._modules.items():
             self.add_module(name, layer)
         self.se_early, self.se = old.se_early, old.se
 

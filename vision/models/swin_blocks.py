@@ -103,7 +103,7 @@ class SwinBlock(nn.Module):
         self.window_size: tuple[int, int] = old.window_size
         self.shift_size: tuple[int, int] = old.shift_size
         self.pre_norm = isinstance(old, swin_transformer.SwinTransformerBlock)
-        for name, layer in old.named_children():  # their order, which optimizers count by, differs
+        for name, layer in old._modules.items():  # their order, which optimizers count by, differs
             self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
