@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from manyheads.core.layers.positions import rotate
 from manyheads.core.ops import depthwise_conv1d, gated_attention_unit, layer_norm
 from manyheads.core.ops.dropout import dropout
+from manyheads.core.products import linear
 
 WIDTH = 17  # taps of a convolution module
 ROTATED = 32  # channels of queries and keys that are rotated, at most
@@ -47,7 +48,7 @@ def silence(x: Tensor, frames: Frames | None) -> Tensor:
 
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """Apply a convolution of width 1 to `[..., C]`."""
-    return F.linear(x, conv.weight[..., 0], conv.bias)
+    return linear(x, conv.weight[..., 0], conv.bias)
 
 
 def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -241,8 +242,10 @@ class ConvModule(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
         """Map each row's own frames; what the result holds behind a row's end is meaningless."""
-        norm, linear, _, mix = self.mdl
-        x = linear(normed(norm, x) if isinstance(norm, nn.LayerNorm) else norm(x))
+        norm, mapping, _, mix = self.mdl
+        assert isinstance(mapping, nn.Linear)
+        x = normed(norm, x) if isinstance(norm, nn.LayerNorm) else norm(x)
+        x = linear(x, mapping.weight, mapping.bias)
         x = mix(silence(F.silu(x, inplace=not torch.is_grad_enabled()), frames))
         return dropout(x, self.dropout, self.training)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyheads.core import parallel
+from manyheads.core.products import product
 
 
 class Inputs(NamedTuple):
@@ -78,16 +79,17 @@ def forward(
     batch, length, width = x.values.shape
     out, kept = make(batch, length, width // 2), make(x.values.shape if keep else (0,))
 
-    def run(group: Group, scratch: Tensor) -> None:
+    def run(group: Group, _: int) -> None:
         b, frames, part = group
         weights = _scores(x, group, how).square_()
-        attended = kept[b, frames] if keep else scratch[: frames.stop - frames.start]
-        torch.mm(weights, x.values[b, frames], out=attended).addmm_(x.lin_q[b, frames], sums[b, part])
+        if keep:
+            attended = kept[b, frames]
+            torch.mm(weights, x.values[b, frames], out=attended).addmm_(x.lin_q[b, frames], sums[b, part])
+        else:
+            attended = product(x.lin_q[b, frames], sums[b, part], product(weights, x.values[b, frames]))
         how.gates(attended, x.values[b, frames], out[b, frames])
 
-    size = 0 if keep else min(group_size, length)
-    scratch = [torch.empty(size, width) for _ in range(parallel.workers())]
-    _each(_groups(v, lengths, group_size, causal), run, scratch)
+    _each(_groups(v, lengths, group_size, causal), run, range(parallel.workers()))
     return out.to(v.dtype), kept, sums
 
 
@@ -183,7 +185,7 @@ def _options(
 def _scores(x: Inputs, group: Group, how: Options) -> Tensor:
     """The roots of the weights inside a group: relu of the scaled products, zero where none is seen."""
     b, frames, _ = group
-    root = torch.mm(x.quad_q[b, frames], x.quad_k[b, frames].t()).mul_(1 / how.group_size).relu_()
+    root = product(x.quad_q[b, frames], x.quad_k[b, frames].t()).mul_(1 / how.group_size).relu_()
     if how.mask is not None:
         root.masked_fill_(~how.mask[b, frames], 0.0)
     return root.tril_() if how.causal else root
@@ -199,7 +201,8 @@ def _sums(x: Inputs, how: Options) -> Tensor:
 
     def add(group: Group, worker: int) -> None:
         b, stretch, part = group
-        shares[worker % count][b, part].addmm_(x.lin_k[b, stretch].t(), x.values[b, stretch])
+        share = shares[worker % count][b, part]
+        share.copy_(product(x.lin_k[b, stretch].t().contiguous(), x.values[b, stretch], share))
 
     _each(groups, add, range(parallel.workers()))
     sums = sum(shares[1:], shares[0])

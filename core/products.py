@@ -1,0 +1,90 @@
+"""Products of float32 matrices on a CPU, by the library that uses the widest vectors of it.
+
+PyTorch's products of matrices go to MKL, which on CPUs of AMD leaves AVX-512 unused: half of the speed.
+oneDNN, which PyTorch has on board for convolutions, uses it. So where a product needs no gradient, is large
+enough to be worth the call, and the CPU is one of those, it goes to oneDNN; everywhere else to PyTorch's
+own. oneDNN adds up a row one product after the other, and its rounding grows with the length: rows are cut,
+so that it stays MKL's.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Products of a row that are added up at once; above it rounding grows past that of MKL, which cuts rows too.
+_ROW = 256
+# Multiplications below which the call's overhead is more than what it saves.
+_SMALL = 1 << 20
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, with oneDNN where it is faster.
+
+    Shape:
+        x `[..., K]`; weight `[N, K]`; bias `[N]`; the result `[..., N]`.
+    """
+    if not _takes(x, weight, bias) or weight.numel() * (x.numel() // max(1, x.shape[-1])) < _SMALL:
+        return F.linear(x, weight, bias)
+    return _cut(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
+    """`a @ b`, and `+ add`, with oneDNN where it is faster.
+
+    Shape:
+        a `[M, K]`; b `[K, N]`; add and the result `[M, N]`.
+    """
+    if not _takes(a, b, add) or a.numel() * b.shape[1] < _SMALL:
+        return torch.mm(a, b) if add is None else torch.addmm(add, a, b)
+    return _cut(a, b.t(), None, add)
+
+
+def _cut(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+    run = torch.ops.mkldnn._linear_pointwise
+    for start in range(0, x.shape[1], _ROW):
+        part, taps = x[:, start : start + _ROW], _plain(weight[:, start : start + _ROW])
+        if add is None:
+            add = run(part, taps, bias, "none", [], "")
+        else:
+            add = run.binary(part, add, taps, None, "add")
+    assert add is not None  # a row has at least one element: `_takes`
+    return add
+
+
+def _plain(weight: Tensor) -> Tensor:
+    """A weight without gaps between its rows or columns: with them oneDNN falls back to a naive loop."""
+    return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+
+
+def _takes(*given: Tensor | None) -> bool:
+    """Tell whether oneDNN may run: everything float32 on this CPU, nothing traced, no gradient wanted."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not wide_vectors_unused():
+        return False
+    present = [x for x in given if x is not None]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in present)
+    return not learns and all(
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        for x in present
+    )
+
+
+@cache
+def wide_vectors_unused() -> bool:
+    """Tell whether this is a CPU of AMD with AVX-512, under a PyTorch that has MKL and oneDNN."""
+    info = Path("/proc/cpuinfo")
+    return (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and info.exists()
+        and "AuthenticAMD" in info.read_text()
+    )

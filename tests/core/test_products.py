@@ -1,0 +1,84 @@
+"""Products by oneDNN: the float64 rule, the strides that models have, and where they must not run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from manyheads.core import products
+from manyheads.core.testing import assert_accurate, nan_filled_empties
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    reason="needs a PyTorch with oneDNN",
+)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Let oneDNN run on any CPU, and count how often it does."""
+    found = []
+    cut = products._cut
+    monkeypatch.setattr(products, "wide_vectors_unused", lambda: True)
+    monkeypatch.setattr(products, "_SMALL", 1)
+    monkeypatch.setattr(products, "_cut", lambda *given: found.append(1) or cut(*given))
+    return found
+
+
+@pytest.mark.parametrize("inner", [1, 63, 100, 197, 256, 257, 512, 1000])
+@pytest.mark.parametrize("rows", [1, 63, 197])
+def test_float64_rule(calls, rows, inner):
+    x, weight, bias = torch.randn(2, rows, inner), torch.randn(100, inner), torch.randn(100)
+    with nan_filled_empties():
+        assert_accurate(products.linear, F.linear, x, weight, bias)
+        assert_accurate(products.linear, F.linear, x, weight)
+        a, b, add = torch.randn(rows, inner), torch.randn(inner, 100), torch.randn(rows, 100)
+        assert_accurate(products.product, lambda a, b: a @ b, a, b)
+        assert_accurate(products.product, lambda a, b, add: add + a @ b, a, b, add)
+    assert len(calls) >= 4
+
+
+def test_slices_and_transposes(calls):
+    """What lies with gaps in memory gives the same numbers."""
+    wide = torch.randn(300, 1200)
+    for a in (wide[:, 100:400], wide.t()[100:400, :300], wide.t()[:300].contiguous().t()):
+        for b in (wide[:, ::2], wide[:, 5:500], wide.t()[:300, :300], wide[:, :64].contiguous().t().t()):
+            torch.testing.assert_close(products.product(a, b), a @ b, rtol=1e-4, atol=1e-3)
+    assert len(calls) == 12
+    weight = wide[:, 3:1003]
+    assert not weight.is_contiguous()
+    torch.testing.assert_close(
+        products.linear(wide[:, :1000], weight), F.linear(wide[:, :1000], weight), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0, 8), (8,), (2, 3, 8)])
+def test_any_number_of_axes(calls, shape):
+    weight, bias, x = torch.randn(5, 8), torch.randn(5), torch.randn(shape)
+    torch.testing.assert_close(products.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_torch_computes_where_a_gradient_or_another_type_is_wanted(calls):
+    x, weight = torch.randn(64, 64), torch.randn(64, 64)
+    learnt = weight.clone().requires_grad_()
+    products.linear(x, learnt).sum().backward()
+    assert learnt.grad is not None
+    products.linear(x.double(), weight.double())
+    products.linear(x.bfloat16(), weight.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products.linear(x, weight).dtype == torch.bfloat16
+    exported = torch.export.export(torch.nn.Linear(4, 4), (torch.randn(2, 4),))
+    assert exported.module()(torch.randn(2, 4)).shape == (2, 4)
+    assert not calls
+    with torch.no_grad():
+        products.linear(x, learnt)
+    assert calls
+
+
+def test_small_products_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(products, "wide_vectors_unused", lambda: True)
+    monkeypatch.setattr(products, "_cut", None)
+    x, weight = torch.randn(10, 16), torch.randn(16, 16)
+    torch.testing.assert_close(products.linear(x, weight), F.linear(x, weight), rtol=0, atol=0)
+    torch.testing.assert_close(products.product(x, weight, x), torch.addmm(x, x, weight), rtol=0, atol=0)
