@@ -111,8 +111,9 @@ def image_size(model: nn.Module) -> int:
 
 def operations(model: nn.Module, size: int) -> int:
     """Floating point operations of a forward pass, counted on the model without memory."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, 3, size, size, device="meta"))
+    model.eval().requires_grad_(False)  # the counter would follow gradients
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, size, size, device="meta"))
     return counter.get_total_flops()
 
 

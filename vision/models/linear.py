@@ -9,26 +9,26 @@ from __future__ import annotations
 import torch
 from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 
 def fusible(layer: nn.Module, x: Tensor, kind: type[nn.Module]) -> bool:
     """Tell whether oneDNN may compute a layer here: plain, no hooks, float32, on a CPU, without gradients."""
-    if type(layer) is not kind or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if type(layer) is not kind or torch.compiler.is_compiling() or is_tracing():
         return False
     weight = layer.weight
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):  # type: ignore[union-attr]
+    if type(x) is not Tensor or type(weight) is not nn.Parameter:
         return False
-    plain = (
-        type(x) is Tensor and type(weight) is nn.Parameter and x.device.type == weight.device.type == "cpu"
-    )
-    return (
-        plain
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return False
+    return bool(
+        x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and x.numel() > 0
+        and torch.backends.mkldnn.enabled  # type: ignore[truthy-bool]
     )
 
 

@@ -79,7 +79,7 @@ def maxvit(
 
 def _check(variant: str, model: nn.Module) -> None:
     """Refuse windows and grids that do not divide the feature maps of the model's image size."""
-    stride = to_2tuple(model.stem.stride)  # type: ignore[union-attr]
+    stride = to_2tuple(model.stem.stride)
     size = [pixels // by for pixels, by in zip(model.img_size, stride, strict=True)]  # type: ignore[arg-type]
     for stage in model.stages:  # type: ignore[union-attr]
         size = [(length - 1) // 2 + 1 for length in size]

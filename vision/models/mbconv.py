@@ -54,7 +54,8 @@ def _foldable(norm: nn.Module) -> str | None:
         return None
     if norm._forward_hooks or norm._forward_pre_hooks or type(norm.drop) is not nn.Identity:
         return None
-    return "" if type(norm.act) is nn.Identity else gelu_of(norm.act)
+    activation: nn.Module = norm.act  # type: ignore[assignment]
+    return "" if type(activation) is nn.Identity else gelu_of(activation)
 
 
 class FoldedMbConv(nn.Module):
@@ -69,6 +70,16 @@ class FoldedMbConv(nn.Module):
     Source:
         Sandler et al. 2018 (arXiv 1801.04381); Tu et al. 2022 (arXiv 2204.01697).
     """
+
+    shortcut: nn.Module
+    pre_norm: nn.Module
+    down: nn.Module
+    conv1_1x1: nn.Module
+    norm1: nn.Module
+    conv2_kxk: nn.Module
+    norm2: nn.Module
+    conv3_1x1: nn.Module
+    drop_path: nn.Module
 
     def __init__(self, old: MbConvBlock) -> None:
         super().__init__()

@@ -89,6 +89,7 @@ class SwinBlock(nn.Module):
     drop_path1: nn.Module
     drop_path2: nn.Module
     mlp: nn.Module
+    norm3: nn.Module
 
     def __init__(
         self,
@@ -161,11 +162,13 @@ class SwinBlock(nn.Module):
         self.input_resolution = feat_size
         if always_partition is not None:
             self.always_partition = always_partition
-        window = to_2tuple(window_size)
+        window: tuple[int, int] = to_2tuple(window_size)
         shift = (window[0] // 2, window[1] // 2) if any(self.target_shift_size) else (0, 0)
         if not self.always_partition:
-            window = tuple(min(size, part) for size, part in zip(feat_size, window, strict=True))
-            parts = zip(feat_size, window, shift, strict=True)
-            shift = tuple(0 if size <= part else by for size, part, by in parts)
+            window = (min(feat_size[0], window[0]), min(feat_size[1], window[1]))
+            shift = tuple(  # type: ignore[assignment]
+                0 if size <= part else by for size, part, by in zip(feat_size, window, shift, strict=True)
+            )
         self.window_size, self.shift_size = window, shift
-        self.attn.set_window_size(window)  # type: ignore[operator]  # resizes the table of biases
+        attn: Any = self.attn
+        attn.set_window_size(window)  # resizes the table of biases

@@ -68,7 +68,7 @@ def converter(variant: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str
     if "radio" in variant:
         aligned = variant.endswith(("base_patch16_radio_v3", "huge_patch16_radio_v3"))
         return partial(convert, interpolation="bilinear", antialias=False, align_corners=aligned)
-    return convert  # type: ignore[no-any-return]
+    return convert
 
 
 def read(path: Path, variant: str) -> dict[str, Tensor]:
