@@ -38,6 +38,7 @@ TABLES = {
     ),
     "timeseries": ("timeseries",),
     "lagged": ("lagged",),
+    "speech": ("mossformer",),
     "vision": ("vision", "vim"),
 }
 RESULTS = Path(__file__).parent / "results"
