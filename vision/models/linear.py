@@ -28,7 +28,7 @@ def fusible(layer: nn.Module, x: Tensor, kind: type[nn.Module]) -> bool:
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled  # type: ignore[truthy-bool]
+        and torch.backends.mkldnn.enabled
     )
 
 
