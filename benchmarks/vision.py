@@ -41,7 +41,7 @@ def cases(device: str) -> Iterator[Case]:
                 f"{name} inference", f"B{batch}", peer + format_name, step, other, target,
                 difference(step, other),
             )  # fmt: skip
-    ours, theirs = pair(SWIN)
+    ours, theirs = pair(SWIN, drop_path_rate=0.0)
     x = torch.randn(4, 3, 224, 224)
     steps = [training_step(model.train(), x) for model in (ours, theirs)]
     yield Case(f"{SWIN} training step", "B4", peer, *steps, 1.0, difference(*steps), 1e-3)
@@ -64,9 +64,9 @@ def compiled(model: nn.Module) -> Callable[..., Tensor]:
     return torch.compile(model)
 
 
-def pair(name: str) -> tuple[nn.Module, nn.Module]:
+def pair(name: str, **args: float) -> tuple[nn.Module, nn.Module]:
     """timm's model with our attention, and timm's, with the same weights."""
-    theirs = timm.create_model(name)
+    theirs = timm.create_model(name, **args)
     with torch.no_grad():
         for key, p in theirs.named_parameters():
             if p.dim() < 2 or "table" in key:  # biases and tables that do something
