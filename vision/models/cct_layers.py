@@ -78,8 +78,11 @@ class Tokenizer(nn.Module):
         return found[0], found[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and pool."""
-        return self.conv_layers(x)
+        """Convolve and pool; maps lie with channels last, as pooling and the tokens are read fastest."""
+        for layer in self.conv_layers:
+            conv, activation, pool = layer.children()
+            x = pool(activation(conv(x).contiguous(memory_format=torch.channels_last)))
+        return x
 
 
 class EncoderLayer(nn.Module):
