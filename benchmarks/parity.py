@@ -22,7 +22,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models.maxxvit import MaxxVit
+from timm.models.maxxvit import ConvNeXtBlock, MaxxVit
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,7 +121,10 @@ def reduced(model: nn.Module) -> Args:
     """Arguments for a small model of the same variant: its heads and windows, fewer blocks and channels."""
     if isinstance(model, MaxxVit):
         stages = range(len(model.stages))  # type: ignore[arg-type]
-        return {"embed_dim": [32 * (i + 1) for i in stages], "depths": [1 for _ in stages], "img_size": 128}
+        widths = [32 * (i + 1) for i in stages]
+        if any(isinstance(module, ConvNeXtBlock) for module in model.modules()):
+            widths = [int(model.stem.out_chs) * 2**i for i in stages]  # type: ignore[arg-type, union-attr]
+        return {"embed_dim": widths, "depths": [1 for _ in stages], "img_size": 128}
     if hasattr(model, "blocks"):  # ViT
         first = model.blocks[0]  # type: ignore[index]
         heads = next(int(m.num_heads) for m in first.modules() if hasattr(m, "num_heads"))
