@@ -3,6 +3,9 @@
 Time runs one step after the other; within a step a loop over the block's channels, the contiguous axis,
 becomes vectors, for each of the N states in turn. Rows of u, delta, z, B and C are found by a row length, so
 that slices of a projection need no copy. README.md has the backward's derivation.
+
+A block's part of a row is cut out before the loop over it: in a loop over `row[left + j]` an index might be
+negative, for all that the compiler knows, and each vector would be gathered element by element.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -42,14 +45,14 @@ def _softplus(x):
 
 
 @inline
-def _step_sizes(delta, at, bias, lo, softplus, dt):
+def _step_sizes(delta, bias, softplus, dt):
     """Delta of one step for the block's channels, with its bias and softplus."""
     if bias.size:
         for j in range(dt.size):
-            dt[j] = delta[at + j] + bias[lo + j]
+            dt[j] = delta[j] + bias[j]
     else:
         for j in range(dt.size):
-            dt[j] = delta[at + j]
+            dt[j] = delta[j]
     if softplus:
         for j in range(dt.size):
             dt[j] = _softplus(dt[j])
@@ -66,46 +69,44 @@ def forward(
     the last ones; `kept [slots, N, D]` gets the state before every chunk of steps.
     """
     n_state = a.shape[0]
-    h = np.empty((n_state, width), np.float32)
     for s in range(first, last):
         start, length = starts[s], starts[s + 1] - starts[s]
         for left in range(lo, hi, width):
-            w = min(width, hi - left)
+            right = min(left + width, hi)
+            w = right - left
+            rates, skips, biases = a[:, left:right].copy(), skip[left:right], bias[left:right]
+            h = state[s, :, left:right].copy()
             dt, x, acc = np.empty(w, np.float32), np.empty(w, np.float32), np.empty(w, np.float32)
-            for n in range(n_state):
-                for j in range(w):
-                    h[n, j] = state[s, n, left + j]
             for i in range(length):
                 t = start + (length - 1 - i if reverse else i)
                 if kept.size and i % chunk == 0:
-                    slot = start // chunk + s + i // chunk
-                    for n in range(n_state):
-                        for j in range(w):
-                            kept[slot, n, left + j] = h[n, j]
-                _step_sizes(delta, t * delta_row + left, bias, left, softplus, dt)
+                    kept[start // chunk + s + i // chunk, :, left:right] = h
+                at = t * delta_row + left
+                _step_sizes(delta[at : at + w], biases, softplus, dt)
                 at = t * u_row + left
+                ut = u[at : at + w]
                 for j in range(w):
-                    x[j] = dt[j] * u[at + j]
+                    x[j] = dt[j] * ut[j]
                     acc[j] = _ZERO
                 if skip.size:
                     for j in range(w):
-                        acc[j] = skip[left + j] * u[at + j]
+                        acc[j] = skips[j] * ut[j]
                 for n in range(n_state):
                     bn, cn = b[t * b_row + n], c[t * c_row + n]
                     for j in range(w):
-                        new = exp(dt[j] * a[n, left + j]) * h[n, j] + x[j] * bn
+                        new = exp(dt[j] * rates[n, j]) * h[n, j] + x[j] * bn
                         h[n, j] = new
                         acc[j] += new * cn
+                yt = y[t, left:right]
                 if z.size:
                     at = t * z_row + left
+                    zt = z[at : at + w]
                     for j in range(w):
-                        y[t, left + j] = acc[j] * (z[at + j] * _sigmoid(z[at + j]))
+                        yt[j] = acc[j] * (zt[j] * _sigmoid(zt[j]))
                 else:
                     for j in range(w):
-                        y[t, left + j] = acc[j]
-            for n in range(n_state):
-                for j in range(w):
-                    state[s, n, left + j] = h[n, j]
+                        yt[j] = acc[j]
+            state[s, :, left:right] = h
 
 
 @kernel
@@ -123,87 +124,100 @@ def backward(
     for s in range(first, last):
         start, length = starts[s], starts[s + 1] - starts[s]
         for left in range(lo, hi, width):
-            w = min(width, hi - left)
+            right = min(left + width, hi)
+            w = right - left
+            rates, skips, biases = a[:, left:right].copy(), skip[left:right], bias[left:right]
             h = np.empty((chunk + 1, n_state, w), np.float32)
             decay = np.empty((chunk, n_state, w), np.float32)
             dt = np.empty((chunk, w), np.float32)
             x = np.empty((chunk, w), np.float32)
             acc = np.empty((chunk, w), np.float32)
             g, into, rate = np.empty(w, np.float32), np.empty(w, np.float32), np.empty(w, np.float32)
-            gh = np.empty((n_state, w), np.float32)
-            for n in range(n_state):
-                for j in range(w):
-                    gh[n, j] = dstate[s, n, left + j]
+            gh = dstate[s, :, left:right].copy()
+            sum_a, sum_skip = np.zeros((n_state, w), np.float64), np.zeros(w, np.float64)
+            sum_bias = np.zeros(w, np.float64)
             for k in range((length - 1) // chunk, -1, -1):
                 begin, steps = k * chunk, min(chunk, length - k * chunk)
-                slot = start // chunk + s + k
-                for n in range(n_state):
-                    for j in range(w):
-                        h[0, n, j] = kept[slot, n, left + j]
+                h[0] = kept[start // chunk + s + k, :, left:right]
                 for i in range(steps):
                     t = start + (length - 1 - begin - i if reverse else begin + i)
-                    _step_sizes(delta, t * delta_row + left, bias, left, softplus, dt[i])
+                    at = t * delta_row + left
+                    dti, xi, acci = dt[i], x[i], acc[i]
+                    _step_sizes(delta[at : at + w], biases, softplus, dti)
                     at = t * u_row + left
+                    ut = u[at : at + w]
                     for j in range(w):
-                        x[i, j] = dt[i, j] * u[at + j]
-                        acc[i, j] = _ZERO
+                        xi[j] = dti[j] * ut[j]
+                        acci[j] = _ZERO
                     for n in range(n_state):
                         bn, cn = b[t * b_row + n], c[t * c_row + n]
+                        before, after, keeps, an = h[i, n], h[i + 1, n], decay[i, n], rates[n]
                         for j in range(w):
-                            keep = exp(dt[i, j] * a[n, left + j])
-                            new = keep * h[i, n, j] + x[i, j] * bn
-                            decay[i, n, j] = keep
-                            h[i + 1, n, j] = new
-                            acc[i, j] += new * cn
+                            keep = exp(dti[j] * an[j])
+                            new = keep * before[j] + xi[j] * bn
+                            keeps[j] = keep
+                            after[j] = new
+                            acci[j] += new * cn
                 for i in range(steps - 1, -1, -1):
                     t = start + (length - 1 - begin - i if reverse else begin + i)
                     at = t * u_row + left
+                    ut, dyt, dut = u[at : at + w], dy[t, left:right], du[t, left:right]
+                    dti, xi, acci = dt[i], x[i], acc[i]
                     for j in range(w):
-                        g[j] = dy[t, left + j]
+                        g[j] = dyt[j]
                         into[j] = _ZERO
                         rate[j] = _ZERO
                     if skip.size:
                         for j in range(w):
-                            acc[i, j] += skip[left + j] * u[at + j]
+                            acci[j] += skips[j] * ut[j]
                     if z.size:
-                        gate = t * z_row + left
+                        at = t * z_row + left
+                        zt, dzt = z[at : at + w], dz[t, left:right]
                         for j in range(w):
-                            share = _sigmoid(z[gate + j])
-                            silu = z[gate + j] * share
-                            dz[t, left + j] = g[j] * acc[i, j] * (share + silu * (_ONE - share))
+                            share = _sigmoid(zt[j])
+                            silu = zt[j] * share
+                            dzt[j] = g[j] * acci[j] * (share + silu * (_ONE - share))
                             g[j] *= silu
                     for n in range(n_state):
                         bn, cn = b[t * b_row + n], c[t * c_row + n]
+                        before, after, keeps, an = h[i, n], h[i + 1, n], decay[i, n], rates[n]
+                        ghn, sum_n = gh[n], sum_a[n]
                         to_b, to_c = _ZERO, _ZERO
                         for j in range(w):
-                            grad = gh[n, j] + g[j] * cn
-                            to_c += g[j] * h[i + 1, n, j]
-                            to_b += grad * x[i, j]
+                            grad = ghn[j] + g[j] * cn
+                            to_c += g[j] * after[j]
+                            to_b += grad * xi[j]
                             into[j] += grad * bn
-                            grad *= decay[i, n, j]
-                            gh[n, j] = grad
-                            grad *= h[i, n, j]
-                            rate[j] += grad * a[n, left + j]
-                            da[n, left + j] += np.float64(grad * dt[i, j])
+                            grad *= keeps[j]
+                            ghn[j] = grad
+                            grad *= before[j]
+                            rate[j] += grad * an[j]
+                            sum_n[j] += np.float64(grad * dti[j])
                         db[t, n] += to_b
                         dc[t, n] += to_c
                     for j in range(w):
-                        du[t, left + j] = into[j] * dt[i, j]
-                        rate[j] += into[j] * u[at + j]
+                        dut[j] = into[j] * dti[j]
+                        rate[j] += into[j] * ut[j]
                     if skip.size:
                         for j in range(w):
-                            du[t, left + j] += g[j] * skip[left + j]
-                            dskip[left + j] += np.float64(g[j] * u[at + j])
-                    at = t * delta_row + left
+                            dut[j] += g[j] * skips[j]
+                            sum_skip[j] += np.float64(g[j] * ut[j])
                     if softplus:
-                        for j in range(w):
-                            raw = delta[at + j] + (bias[left + j] if bias.size else _ZERO)
-                            rate[j] *= _sigmoid(raw)
-                    for j in range(w):
-                        ddelta[t, left + j] = rate[j]
+                        at = t * delta_row + left
+                        raw = delta[at : at + w]
+                        if bias.size:
+                            for j in range(w):
+                                rate[j] *= _sigmoid(raw[j] + biases[j])
+                        else:
+                            for j in range(w):
+                                rate[j] *= _sigmoid(raw[j])
+                    ddelta[t, left:right] = rate
                     if bias.size:
                         for j in range(w):
-                            dbias[left + j] += np.float64(rate[j])
-            for n in range(n_state):
-                for j in range(w):
-                    dstate[s, n, left + j] = gh[n, j]
+                            sum_bias[j] += np.float64(rate[j])
+            da[:, left:right] += sum_a
+            if skip.size:
+                dskip[left:right] += sum_skip
+            if bias.size:
+                dbias[left:right] += sum_bias
+            dstate[s, :, left:right] = gh
