@@ -62,8 +62,16 @@ def _plain(weight: Tensor) -> Tensor:
 
 
 def _takes(*given: Tensor | None) -> bool:
-    """Tell whether oneDNN may run: everything float32 on this CPU, nothing traced, no gradient wanted."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not wide_vectors_unused():
+    """Tell whether oneDNN may run and is faster here."""
+    return wide_vectors_unused() and is_plain_inference(*given)
+
+
+def is_plain_inference(*given: Tensor | None) -> bool:
+    """Tell whether oneDNN's kernels, which have no gradients, may compute with these tensors.
+
+    They are float32 tensors on a CPU, none wants a gradient, and nothing is traced, compiled or autocast.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
         return False
     present = [x for x in given if x is not None]
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in present)

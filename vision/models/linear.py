@@ -9,24 +9,16 @@ from __future__ import annotations
 import torch
 from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from manyheads.core.products import is_plain_inference
 
 
 def fusible(layer: nn.Module, x: Tensor, kind: type[nn.Module]) -> bool:
     """Tell whether oneDNN may compute a layer here: plain, no hooks, float32, on a CPU, without gradients."""
-    if type(layer) is not kind or torch.compiler.is_compiling() or is_tracing():
-        return False
-    weight = layer.weight
-    if type(x) is not Tensor or type(weight) is not nn.Parameter:
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return False
     return bool(
-        x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
+        type(layer) is kind
+        and is_plain_inference(x, layer.weight)  # type: ignore[arg-type]  # a Parameter, of these kinds
         and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )

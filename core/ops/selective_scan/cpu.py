@@ -68,7 +68,7 @@ def backward(x: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> Gradi
     starts = x.starts()
     du, ddelta, dz = (torch.empty(x.u.shape) for _ in range(3))
     db, dc = torch.empty(x.B.shape), torch.empty(x.C.shape)
-    da, dskip, dbias = torch.zeros(n, d), torch.zeros(d), torch.zeros(d)
+    da, dskip, dbias = (torch.zeros(*s, dtype=torch.float64) for s in ((n, d), (d,), (d,)))
     dstate = _states(x, dlast)
     a = x.A.float().t()  # [N, D]
     for span in _spans(x):
@@ -94,7 +94,7 @@ def backward(x: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor | None) -> Gradi
             earlier[:, order[1:]] = chunk.h[:, order[:-1]]
             pull = dh.mul_(chunk.decay).mul_(earlier)  # of delta * A
             rate = (pull * a).sum(2) + into * chunk.u
-            da += (pull * chunk.dt[:, :, None]).sum((0, 1))
+            da += (pull * chunk.dt[:, :, None]).sum((0, 1), dtype=torch.float64)
             du[chunk.at] = into * chunk.dt
             if x.D is not None:
                 du[chunk.at] += g * x.D.float()
