@@ -52,8 +52,8 @@ def test_the_copies_without_a_bound(golden, backend):
         case.check_all(inputs, {"y": flow_attention(*given, clamp=None)})
 
 
-def draw(sinks, sources, dtype=torch.float32):
-    shapes = ((2, sinks, 3, 5), (2, sources, 3, 5), (2, sources, 3, 7))
+def draw(sinks, sources, dtype=torch.float32, batch=2):
+    shapes = ((batch, sinks, 3, 5), (batch, sources, 3, 5), (batch, sources, 3, 7))
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -63,11 +63,11 @@ def draw(sinks, sources, dtype=torch.float32):
 def test_float64_rule(sinks, sources, dtype, form):
     if form["causal"] and sinks != sources:
         sinks = sources
+    # The largest errors are those of the first steps alone: of many sequences, so that they are typical.
+    given = draw(sinks, sources, dtype, batch=16)
     with nan_filled_empties():
         assert_accurate(
-            lambda *x: flow_attention(*x, **form),
-            lambda *x: reference.flow_attention(*x, **form),
-            *draw(sinks, sources, dtype),
+            lambda *x: flow_attention(*x, **form), lambda *x: reference.flow_attention(*x, **form), *given
         )
 
 
