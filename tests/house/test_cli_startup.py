@@ -47,6 +47,9 @@ FAST = {
     "data": (["data", "list"], 0),
     "domain help": (["timeseries", "--help"], 0),
     "fit help": (["timeseries", "fit", "--help"], 0),
+    "vision help": (["vision", "fit", "--help"], 0),
+    "vision tool's help": (["vision", "explain", "--help"], 0),
+    "wrong option of a vision tool": (["vision", "knn", "m", "--tran", "x"], 2),
     "wrong command": (["modles"], 2),
     "wrong option": (["predict", "--ouput", "x"], 2),
     "wrong training option": (

@@ -85,8 +85,8 @@ def test_golden(golden, name, backend):
 @pytest.mark.parametrize(("frames", "group"), [(1, 16), (63, 16), (100, 100), (197, 256), (64, 16)])
 def test_float64_rule(frames, group, causal, backend):
     options = {"group_size": group, "causal": causal}
-    # A single frame has a single weight: the plain formula's error is that of one sum, which may be none at all
-    # by luck of the CPU's order of adding up. Many recordings of a frame each show what it usually is.
+    # A single frame has a single weight: the plain formula's error is that of one sum, which may be none at
+    # all by luck of the CPU's order of adding up. Many recordings of a frame each show what it usually is.
     many = 100 if frames == 1 else 1
     with use_backend(backend), nan_filled_empties():
         assert_accurate(*pair(**options), *inputs(2 * many, frames))
