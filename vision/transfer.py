@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from manyheads.core import hub
 from manyheads.core.errors import UsageError
+from manyheads.core.weights import misfits
 from manyheads.vision.models.cct import CCT, filter_cct
 from manyheads.vision.models.timm_weights import converter
 from manyheads.vision.models.vim import VisionMamba
 from manyheads.vision.models.vim_checkpoints import filter_vim
-
-SHOWN = 3  # names listed in a message
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ def load(model: nn.Module, name: str, weights: str) -> list[str]:
     if anew:  # a bias alone would not fit its matrix
         anew = sorted(classifier)
         state = {key: state[key] for key in state if key not in classifier}
-    _check(path, state, {key: value for key, value in wanted.items() if key not in anew})
+    if faults := misfits({key: value for key, value in wanted.items() if key not in anew}, state):
+        raise UsageError(f"transfer.weights {path} do not fit: {faults}")
     model.load_state_dict(state, strict=False)  # all that is not anew was checked
     return anew
 
@@ -114,23 +114,3 @@ def _converted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return filter_cct(state, model)
     cfg = cast("dict[str, object]", model.pretrained_cfg)
     return converter(str(cfg["architecture"]))(dict(state), model)
-
-
-def _check(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse what is missing, left over or of another shape, with the names."""
-    differing = [
-        f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    faults = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for what, names in (
-            ("missing", sorted(wanted.keys() - state.keys())),
-            ("left over", sorted(state.keys() - wanted.keys())),
-            ("of another shape", differing),
-        )
-        if names
-    ]
-    if faults:
-        raise UsageError(f"transfer.weights {path} do not fit: tensors {'; '.join(faults)}")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from manyheads.core.errors import DataError, UsageError
+from manyheads.core.weights import check_fit
 from manyheads.speech.models.mossformer import MossFormer
 from manyheads.speech.models.mossformer2 import MossFormer2
 
@@ -92,7 +93,7 @@ def load_weights(model: Separator, state: Mapping[str, Tensor], dialect: str) ->
     renamed = {_rename(key, names): value for key, value in state.items()}
     if len(renamed) != len(state):
         raise DataError(f"two keys of these weights are one and the same in {kind.__name__}")
-    _check_fit(model, renamed)
+    check_fit(model, renamed, type(model).__name__)
     model.load_state_dict(renamed, strict=True)
 
 
@@ -119,20 +120,6 @@ def _check_origin(wanted: type[Separator], state: Mapping[str, Tensor], dialect:
         raise DataError(
             f'these weights of {wanted.__name__} are of another dialect than "{dialect}": load them as {fits}'
         )
-
-
-def _check_fit(model: Separator, state: Mapping[str, Tensor]) -> None:
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    faults = [f"no {key}" for key in own if key not in state]
-    faults += [f"{key} left over" for key in state if key not in own]
-    faults += [
-        f"{key} is {list(value.shape)}, not {list(own[key])}"
-        for key, value in state.items()
-        if key in own and tuple(value.shape) != own[key]
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise DataError(f"the weights do not fit this {type(model).__name__}: {'; '.join(faults[:3])}{more}")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import DataError
+from manyheads.core.weights import misfits
 from manyheads.speech.frontend import FrontEnd, read_cmvn
 from manyheads.speech.models.paraformer import Paraformer, paraformer
 from manyheads.speech.tokens import Tokens, read_tokens
@@ -127,22 +128,11 @@ def check_fit(model: Paraformer, state: Mapping[str, Tensor]) -> None:
     for start, name in _OTHERS:
         if any(key.startswith(start) for key in state):
             raise DataError(f"Paraformer: the weights are those of {name}, which this model is not")
-    wanted = model.state_dict()
-    for what, keys in (
-        ("lack", [key for key in wanted if key not in state]),
-        ("have an unknown", [key for key in state if key not in wanted]),
-    ):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise DataError(f"Paraformer: the weights {what} {', '.join(keys[:3])}{more}")
-    for key, tensor in wanted.items():
-        if state[key].shape != tensor.shape:
-            raise DataError(
-                f"Paraformer: {key} is {list(state[key].shape)} in the weights and {list(tensor.shape)} in "
-                "the model"
-            )
-        if not state[key].is_floating_point():
-            raise DataError(f"Paraformer: {key} is {state[key].dtype} in the weights")
+    if faults := misfits(model.state_dict(), state):
+        raise DataError(f"Paraformer: the weights do not fit: {faults}")
+    for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise DataError(f"Paraformer: {key} is {tensor.dtype} in the weights")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -245,7 +245,11 @@ def test_every_key_is_used_and_every_shape_checked(tmp_path, fault):
     else:
         state[key] = state[key][:, :, :1].contiguous()
     save_file(state, tmp_path / "model.safetensors")
-    said = {"missing": "no decoder.layers.1", "left over": "2.fc1.bias left over", "shape": r"3\]"}[fault]
+    said = {
+        "missing": r"missing \(decoder.layers.1",
+        "left over": r"left over \(decoder.layers.2.fc1.bias",
+        "shape": r"3\]",
+    }[fault]
     with pytest.raises(DataError, match=said):
         from_transformers(tmp_path)
 

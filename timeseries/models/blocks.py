@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manyheads.core.errors import DataError, UsageError
+from manyheads.core.errors import UsageError
 
 
 class Pointwise(nn.Module):
@@ -142,27 +142,3 @@ def check_marks(x_mark: Tensor | None, y_mark: Tensor | None) -> None:
     """
     if (x_mark is None) != (y_mark is None):
         raise ValueError(f"calendar features of the {'history' if x_mark is None else 'horizon'} are missing")
-
-
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Refuse weights that are not a model's, key by key and shape by shape.
-
-    Args:
-        model: Is not changed.
-        state: The weights.
-        name: What the model is called in the message.
-
-    Raises:
-        DataError: The first three faults, and how many more there are.
-    """
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    faults = [f"no {key}" for key in own if key not in state]
-    faults += [f"{key} left over" for key in state if key not in own]
-    faults += [
-        f"{key} is {list(value.shape)}, not {list(own[key])}"
-        for key, value in state.items()
-        if key in own and tuple(value.shape) != own[key]
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise DataError(f"the weights do not fit this {name}: {'; '.join(faults[:3])}{more}")

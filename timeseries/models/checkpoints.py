@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import DataError, UsageError
+from manyheads.core.weights import check_fit
 from manyheads.timeseries.models.attention import AutoCorrelation
 from manyheads.timeseries.models.autoformer import Autoformer
-from manyheads.timeseries.models.blocks import check_fit
 from manyheads.timeseries.models.embeddings import sinusoid
 from manyheads.timeseries.models.informer import Informer
 from manyheads.timeseries.models.informer_layers import DecoderLayer, DistilLayer, EncoderLayer

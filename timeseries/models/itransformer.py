@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from manyheads.core.errors import DataError
+from manyheads.core.weights import check_fit
 from manyheads.timeseries.models.attention import ACTIVATIONS
-from manyheads.timeseries.models.blocks import check_choices, check_fit, check_positive, check_transformer
+from manyheads.timeseries.models.blocks import check_choices, check_positive, check_transformer
 from manyheads.timeseries.models.exogenous import Channels, check_extras
 from manyheads.timeseries.models.inverted import AttentionLayer, EncoderLayer, InvertedForecaster
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.layers.mamba import Mamba
 from manyheads.core.ops.dropout import dropout
+from manyheads.core.weights import check_fit
 from manyheads.timeseries.models.attention import ACTIVATIONS
 from manyheads.timeseries.models.blocks import (
     Pointwise,
     check_choices,
-    check_fit,
     check_positive,
     check_transformer,
 )

@@ -13,11 +13,11 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from manyheads.core.errors import DataError
+from manyheads.core.weights import misfits
 from manyheads.vision.models import maxvit, swin, vit
 
 MODULES = (*vit.MODULES, *swin.MODULES, *maxvit.MODULES)
 FILES = ("model.safetensors", "pytorch_model.bin")
-SHOWN = 3  # names listed in a message
 State = Mapping[str, Tensor]
 
 
@@ -115,17 +115,7 @@ def _in_folder(folder: Path, variant: str) -> Path:
 
 def _check(variant: str, wanted: State, found: State) -> None:
     """Refuse weights of which a tensor is missing, left over or of another shape."""
-    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    shapes = {
-        f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if wanted[name].shape != found[name].shape
-    }
-    faults = [
-        f"{len(names)} {what} ({', '.join(sorted(names)[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
-        if names
-    ]
-    if faults:
-        hint = "; a classifier of other classes: reset_head=True" if shapes and not missing | extra else ""
-        raise DataError(f"weights do not fit {variant}: tensors {'; '.join(faults)}{hint}")
+    if faults := misfits(wanted, found):
+        shapes_alone = wanted.keys() == found.keys()
+        hint = "; a classifier of other classes: reset_head=True" if shapes_alone else ""
+        raise DataError(f"weights do not fit {variant}: {faults}{hint}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from manyheads.core import hub
 from manyheads.core.errors import DataError, UsageError
+from manyheads.core.weights import misfits
 from manyheads.vision.models import vim
 from manyheads.vision.models.class_tokens import Grid, PosResize, resize_pos_embed, square_grid
 
@@ -30,7 +31,6 @@ NAMES = {
     "vim_base_patch16_224": vim.vim_base_patch16_224,
 }
 PATCH = 16
-SHOWN = 3  # names listed in a message
 
 
 def convert(
@@ -150,23 +150,8 @@ def load_strictly(model: nn.Module, state: State, name: str) -> None:
     Raises:
         DataError: A tensor is missing, left over or of another shape.
     """
-    wanted = model.state_dict()
-    shapes = [
-        f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    faults = [
-        f"{len(keys)} {what} ({', '.join(sorted(keys)[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
-        for what, keys in (
-            ("missing", wanted.keys() - state.keys()),
-            ("left over", state.keys() - wanted.keys()),
-            ("of another shape", shapes),
-        )
-        if keys
-    ]
-    if faults:
-        raise DataError(f"these weights are not those of {name}: tensors {'; '.join(faults)}")
+    if faults := misfits(model.state_dict(), state):
+        raise DataError(f"these weights are not those of {name}: {faults}")
     model.load_state_dict(state, strict=True)
 
 
