@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Products of a row that are added up at once; above it rounding grows past that of MKL, which cuts rows too.
 _ROW = 256
@@ -31,6 +31,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not _takes(x, weight, bias) or weight.numel() * (x.numel() // max(1, x.shape[-1])) < _SMALL:
         return F.linear(x, weight, bias)
     return _cut(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer, with oneDNN where it is faster; one with hooks, or of another class, as it is.
+
+    Shape:
+        x `[..., in]`; the result `[..., out]`.
+    """
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+        return layer(x)
+    return linear(x, layer.weight, layer.bias)
 
 
 def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from manyheads.core.ops.depthwise_conv1d import depthwise_conv1d, depthwise_conv1d_step
 from manyheads.core.ops.precision import wide
 from manyheads.core.ops.selective_scan import selective_scan, selective_scan_step
+from manyheads.core.products import project
 
 DT_MIN, DT_MAX = 0.001, 0.1  # the range of the first step sizes
 
@@ -113,7 +114,7 @@ class Mamba(nn.Module):
             cu_seqlens: Where packed sequences begin and end along L, int32 `[S + 1]`; the batch is then 1,
                 and the states' first axis is the sequences'.
         """
-        u, z = self.in_proj(x).chunk(2, -1)  # [B, L, E] each
+        u, z = project(self.in_proj, x).chunk(2, -1)  # [B, L, E] each
         conv, ssm = (None, None) if state is None else state
         u, conv = depthwise_conv1d(
             u, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu",
@@ -124,7 +125,7 @@ class Mamba(nn.Module):
             delta_bias=self.dt_proj.bias, delta_softplus=True,
             initial_state=ssm, return_state=True, cu_seqlens=cu_seqlens,
         )  # fmt: skip
-        y = self.out_proj(y)
+        y = project(self.out_proj, y)
         return (y, MambaState(conv, ssm)) if return_state else y
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
@@ -214,7 +215,7 @@ class BidirectionalMamba(nn.Module):
 
     def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Run over whole sequences; `cu_seqlens` as for `Mamba`."""
-        u, z = self.in_proj(x).chunk(2, -1)  # [B, L, E] each
+        u, z = project(self.in_proj, x).chunk(2, -1)  # [B, L, E] each
         ahead = _convolve(u, self.conv1d, cu_seqlens)
         found = _coefficients(ahead, self.x_proj, self.dt_proj, self.A_log)
         y = _scan(ahead, found, self.dt_proj, self.D, z, cu_seqlens)
@@ -227,7 +228,7 @@ class BidirectionalMamba(nn.Module):
             back = _convolve(u, self.conv1d_b, cu_seqlens, reverse=True)
             found = _coefficients(back, self.x_proj_b, self.dt_proj_b, self.A_b_log)
             y = y + _scan(back, found, self.dt_proj_b, self.D_b, z, cu_seqlens, reverse=True)
-        y = self.out_proj(y / 2 if self.divide else y)
+        y = project(self.out_proj, y / 2 if self.divide else y)
         return y if self.gamma is None else y * self.gamma
 
 
@@ -243,7 +244,7 @@ def _convolve(x: Tensor, conv: nn.Conv1d, cu_seqlens: Tensor | None, reverse: bo
 def _coefficients(u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor) -> Coefficients:
     """What the scan needs of its input: delta `[..., E]` without its bias, A, B and C `[..., N]`."""
     n = A_log.shape[1]
-    dt, B, C = x_proj(u).split([dt_proj.in_features, n, n], -1)
+    dt, B, C = project(x_proj, u).split([dt_proj.in_features, n, n], -1)
     return F.linear(dt, dt_proj.weight), _decays(A_log), B, C
 
 
