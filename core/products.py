@@ -74,7 +74,7 @@ def _plain(weight: Tensor) -> Tensor:
 
 def _takes(*given: Tensor | None) -> bool:
     """Tell whether oneDNN may run and is faster here."""
-    return wide_vectors_unused() and is_plain_inference(*given)
+    return is_plain_inference(*given) and wide_vectors_unused()
 
 
 def is_plain_inference(*given: Tensor | None) -> bool:
