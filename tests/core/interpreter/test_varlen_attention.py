@@ -32,9 +32,9 @@ CASES = {
 }
 
 
-# Open: the bias gradient is off by up to four times what torch's is; on some CPUs that is above the rule's limit
-# (2.7e-6 of 2.6e-6 with one head, 7.6e-6 of 4.7e-6 with six). Why is not established: here nearly all keys of a
-# query share one entry of the table, whose gradient is then a sum that all but cancels.
+# Open: the bias gradient is off by up to four times what torch's is, on some CPUs above the rule's limit
+# (2.7e-6 of 2.6e-6 with one head, 7.6e-6 of 4.7e-6 with six). Why is not established: here nearly all keys
+# of a query share one entry of the table, whose gradient is then a sum that all but cancels.
 TAILS = pytest.mark.xfail(reason="the bias gradient where most keys share an entry", strict=False)
 
 
