@@ -1,0 +1,1 @@
+"""Taking a mixture of voices apart: data, training, and jobs over files of any length."""
