@@ -82,6 +82,15 @@ class Tokens:
         """
         return join(self.tokens(ids))
 
+    def words(self, ids: Iterable[int], spans: Sequence[Span] | None = None) -> list[tuple[str, Span]]:
+        """Put ids together to words, as the function `words` does.
+
+        Raises:
+            DataError: An id is not one of the list's.
+            ValueError: There are not as many spans as ids.
+        """
+        return words(self.tokens(ids), spans)
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Name ids.
 
