@@ -1,20 +1,22 @@
 """Products of float32 matrices on a CPU, by the library that uses the widest vectors of it.
 
 PyTorch's products of matrices go to MKL, which on CPUs of AMD leaves AVX-512 unused: half of the speed.
-oneDNN, which PyTorch has on board for convolutions, uses it. So where a product needs no gradient, is large
-enough to be worth the call, and the CPU is one of those, it goes to oneDNN; everywhere else to PyTorch's
-own. oneDNN adds up a row one product after the other, and its rounding grows with the length: rows are cut,
-so that it stays MKL's.
+oneDNN, which PyTorch has on board for convolutions, uses it. So where a product is large enough to be worth
+the call, and the CPU is one of those, it goes to oneDNN, and so do the two products of a linear layer's
+gradient; everywhere else to PyTorch's own. oneDNN adds up a row one product after the other, and its rounding
+grows with the length: rows are cut, so that it stays MKL's.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 # Products of a row that are added up at once; above it rounding grows past that of MKL, which cuts rows too.
 _ROW = 256
@@ -28,19 +30,47 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shape:
         x `[..., K]`; weight `[N, K]`; bias `[N]`; the result `[..., N]`.
     """
-    if not _takes(x, weight, bias) or weight.numel() * (x.numel() // max(1, x.shape[-1])) < _SMALL:
+    small = weight.numel() * (x.numel() // max(1, x.shape[-1])) < _SMALL
+    if small or not is_plain(x, weight, bias) or not wide_vectors_unused():
         return F.linear(x, weight, bias)
-    return _cut(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    out = _Linear.apply(rows, weight, bias) if _learns(x, weight, bias) else _cut(rows, weight, bias)
+    return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def project(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer, with oneDNN where it is faster; one with hooks, or of another class, as it is.
+class _Linear(torch.autograd.Function):
+    """A linear layer on rows `[M, K]`, with its gradients as products of this module."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _cut(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        dx, dweight, dbias = ctx.needs_input_grad
+        return (
+            product(grad, weight) if dx else None,
+            _outer(grad, x) if dweight else None,
+            grad.sum(0) if dbias else None,
+        )
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """`a.t() @ b` of many rows `[M, N]` and `[M, K]`: the longer side last, which is what oneDNN is fast at."""
+    return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer, with oneDNN where it is faster; one with hooks, or another module, as it is.
 
     Shape:
         x `[..., in]`; the result `[..., out]`.
     """
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
-        return layer(x)
+        out: Tensor = layer(x)
+        return out
     return linear(x, layer.weight, layer.bias)
 
 
@@ -50,7 +80,7 @@ def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
     Shape:
         a `[M, K]`; b `[K, N]`; add and the result `[M, N]`.
     """
-    if not _takes(a, b, add) or a.numel() * b.shape[1] < _SMALL:
+    if a.numel() * b.shape[1] < _SMALL or not (is_plain_inference(a, b, add) and wide_vectors_unused()):
         return torch.mm(a, b) if add is None else torch.addmm(add, a, b)
     return _cut(a, b.t(), None, add)
 
@@ -72,27 +102,33 @@ def _plain(weight: Tensor) -> Tensor:
     return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
 
 
-def _takes(*given: Tensor | None) -> bool:
-    """Tell whether oneDNN may run and is faster here."""
-    return is_plain_inference(*given) and wide_vectors_unused()
-
-
 def is_plain_inference(*given: Tensor | None) -> bool:
     """Tell whether oneDNN's kernels, which have no gradients, may compute with these tensors.
 
     They are float32 tensors on a CPU, none wants a gradient, and nothing is traced, compiled or autocast.
     """
+    return is_plain(*given) and not _learns(*given)
+
+
+def is_plain(*given: Tensor | None) -> bool:
+    """Tell whether these are float32 tensors on a CPU, and no trace, transform or autocast looks at them."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
         return False
-    present = [x for x in given if x is not None]
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in present)
-    return not learns and all(
-        type(x) in (Tensor, torch.nn.Parameter)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return all(
+        type(x) in (Tensor, nn.Parameter)
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() > 0
-        for x in present
+        for x in given
+        if x is not None
     )
+
+
+def _learns(*given: Tensor | None) -> bool:
+    """Tell whether one of these wants a gradient now."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
 
 
 @cache

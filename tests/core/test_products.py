@@ -59,10 +59,42 @@ def test_any_number_of_axes(calls, shape):
     torch.testing.assert_close(products.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
-def test_torch_computes_where_a_gradient_or_another_type_is_wanted(calls):
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 63, 100), (197, 100, 63), (1000, 256, 257)])
+def test_gradients_keep_the_float64_rule(calls, rows, inner, outer):
+    given = torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
+    given = [x.requires_grad_() for x in given]
+    with nan_filled_empties():
+        assert_accurate(products.linear, F.linear, *given)
+        assert_accurate(products.linear, F.linear, *given[:2])
+    assert len(calls) >= 6
+    alone = products.linear(given[0].detach(), given[1], given[2]).sum()
+    assert torch.autograd.grad(alone, given[1])[0].shape == (outer, inner)
+
+
+def test_gradients_of_gradients_and_transforms_are_torchs(calls):
+    x, weight = (torch.randn(64, 64, requires_grad=True) for _ in range(2))
+    found = []
+    for linear in (products.linear, F.linear):
+        (first,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), weight)[0])
+    torch.testing.assert_close(*found)
+    assert calls
+    calls.clear()
+    rows = torch.randn(5, 64, 64)
+    mapped = torch.vmap(products.linear, (0, None))(rows, weight)
+    torch.testing.assert_close(mapped, F.linear(rows, weight))
+    value, tangent = torch.func.jvp(lambda x: products.linear(x, weight), (x,), (x,))
+    torch.testing.assert_close(value, tangent)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        assert torch.autograd.forward_ad.unpack_dual(products.linear(dual, weight)).tangent is not None
+    assert not calls
+
+
+def test_torch_computes_where_another_type_is_wanted(calls):
     x, weight = torch.randn(64, 64), torch.randn(64, 64)
     learnt = weight.clone().requires_grad_()
-    products.linear(x, learnt).sum().backward()
+    products.product(x, learnt).sum().backward()
     assert learnt.grad is not None
     products.linear(x.double(), weight.double())
     products.linear(x.bfloat16(), weight.bfloat16())

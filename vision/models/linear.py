@@ -1,7 +1,8 @@
-"""Projections and MLPs at inference on a CPU, by oneDNN's kernels with bias and GELU inside.
+"""Projections and MLPs on a CPU: at inference by oneDNN's kernels with bias and GELU inside.
 
 Torch's own linear layer copies the bias, multiplies with another library, and takes a pass more for the GELU.
-The kernels here are those that torch.compile would choose; they have no gradients: training takes the layers.
+The kernels here are those that torch.compile would choose; they have no gradients: training takes the
+products of `core.products`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 
-from manyheads.core.products import is_plain_inference
+from manyheads.core.products import is_plain_inference, project
 
 
 def fusible(layer: nn.Module, x: Tensor, kind: type[nn.Module]) -> bool:
@@ -40,7 +41,7 @@ def linear(layer: nn.Module, x: Tensor, gelu: str | None = None) -> Tensor:
         `[..., in]` to `[..., out]`.
     """
     if not fusible(layer, x, nn.Linear):
-        x = layer(x)
+        x = project(layer, x)
         return x if gelu is None else torch.nn.functional.gelu(x, approximate=gelu)
     assert isinstance(layer, nn.Linear)
     flat = x.reshape(-1, x.shape[-1])
