@@ -1,0 +1,230 @@
+"""Utterances of a part to batches of rows and units, here or in worker processes.
+
+A batch is a function of (seed, epoch, numbers of utterances): workers and resuming change nothing in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from manyheads.core.errors import BadRecord, DataError
+from manyheads.core.loading import Indices
+from manyheads.speech.frontend import FrontEnd
+from manyheads.speech.models.glancing import PADDING
+from manyheads.speech.recognition.augment import Augment, change_speed, drawn_from, mask
+from manyheads.speech.recognition.buckets import Buckets
+from manyheads.speech.recognition.metrics import Normalizer, normalize
+from manyheads.speech.recognition.utterances import Utterances
+from manyheads.speech.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+Policy = Literal["error", "skip"]
+Reasons = dict[str, str]  # id of a bad utterance -> why
+_NAMED = 5  # bad utterances named one by one; of the others, the number
+
+
+class UtteranceBatch(TypedDict):
+    """A batch of utterances."""
+
+    features: Tensor  # [B, T, F] float32, zeros behind the shorter ones
+    lengths: Tensor  # [B]
+    text: Tensor  # [B, U], -1 behind the shorter ones
+    text_lengths: Tensor  # [B]
+    index: Tensor  # [B], numbers in the part
+
+
+class UtterancePart:
+    """The utterances of one part as rows and units.
+
+    Args:
+        utterances: What is read.
+        front_end: Makes rows of samples.
+        vocabulary: Makes units of text.
+        normalizer: What is done to text before.
+        augment: What is changed by chance; None for validation and test.
+        seed: Of that.
+        bad: What an utterance that cannot be used is: an "error", or left out ("skip") and reported.
+    """
+
+    def __init__(
+        self,
+        utterances: Utterances,
+        front_end: FrontEnd,
+        vocabulary: Vocabulary,
+        normalizer: Normalizer = "none",
+        augment: Augment | None = None,
+        seed: int = 0,
+        bad: Policy = "error",
+    ) -> None:
+        self.utterances, self.vocabulary, self.normalizer = utterances, vocabulary, normalizer
+        self.front_end = front_end if augment is None else replace(front_end, dither=augment.dither)
+        self.augment, self.seed, self.bad = augment, seed, bad
+
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, list[int]]:
+        """Return rows and units of an utterance.
+
+        Raises:
+            BadRecord: It cannot be used; why.
+        """
+        samples, text = self.utterances.read(index, epoch)
+        units = self.vocabulary.ids(normalize(text, self.normalizer))
+        if not units:
+            raise BadRecord("its text is empty")
+        try:
+            return self._rows(samples, index, epoch), units
+        except DataError as error:
+            raise BadRecord(str(error)) from error
+
+    def _rows(self, samples: Tensor, index: int, epoch: int) -> Tensor:
+        if self.augment is None:
+            return self.front_end(samples)
+        with drawn_from(self.seed, epoch, index):
+            rows = self.front_end(change_speed(samples, self.augment.speeds))
+            return mask(rows, self.front_end.mels, self.augment)
+
+    def gather(self, indices: Indices, epoch: int) -> tuple[UtteranceBatch, Reasons]:
+        """Return a batch, and why utterances are missing in it.
+
+        Raises:
+            DataError: An utterance cannot be used, and that is an error; or none can.
+        """
+        rows, units, kept, reasons = [], [], [], dict[str, str]()
+        for index in indices.tolist():
+            try:
+                row, unit = self.sample(index, epoch)
+            except BadRecord as error:
+                name = self.utterances.ids[index]
+                if self.bad == "error":
+                    raise DataError(
+                        f"{self.utterances.source}: {name} cannot be used ({error}); mend or remove it, or "
+                        "leave such ones out with bad: skip"
+                    ) from None
+                reasons[name] = str(error)
+                continue
+            rows.append(row)
+            units.append(torch.tensor(unit))
+            kept.append(index)
+        if not kept:
+            name, why = next(iter(reasons.items()))
+            raise DataError(
+                f"{self.utterances.source}: no utterance of a batch can be used, as {name} ({why})"
+            )
+        return {
+            "features": pad_sequence(rows, batch_first=True),
+            "lengths": torch.tensor([len(row) for row in rows]),
+            "text": pad_sequence(units, batch_first=True, padding_value=PADDING),
+            "text_lengths": torch.tensor([len(unit) for unit in units]),
+            "index": torch.tensor(kept),
+        }, reasons
+
+
+Job = tuple[int, Indices]  # epoch, numbers of utterances
+
+
+class _Batches(Dataset[tuple[UtteranceBatch, Reasons]]):
+    """What a worker process runs: jobs to batches."""
+
+    def __init__(self, part: UtterancePart) -> None:
+        self.part = part
+
+    def __getitem__(self, job: Job) -> tuple[UtteranceBatch, Reasons]:
+        epoch, indices = job
+        return self.part.gather(indices, epoch)
+
+
+class _Jobs:
+    """The jobs that remain of an epoch, asked anew for each."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self.buckets, self.first = buckets, 0
+
+    def __len__(self) -> int:
+        return len(self.buckets) - self.first
+
+    def __iter__(self) -> Iterator[Job]:
+        epoch = self.buckets.schedule.epoch if self.buckets.shuffle else 0
+        for indices in self.buckets.plan(self.first):
+            yield epoch, indices
+
+
+def _unchanged(batch: Any) -> Any:
+    """Collate nothing: a worker's answer is a batch already."""
+    return batch
+
+
+class UtteranceLoader:
+    """Batches of a part, made in this process or by workers; it resumes at a saved position.
+
+    Args:
+        part: The utterances.
+        buckets: Which come when.
+        workers: Worker processes; 0 reads here.
+        bad: Reasons of bad utterances that are reported already; new ones are added.
+    """
+
+    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+
+    def __init__(self, part: UtterancePart, buckets: Buckets, workers: int, bad: Reasons) -> None:
+        self.part, self.buckets, self.workers, self.bad = part, buckets, workers, bad
+        self._jobs = _Jobs(buckets)
+        self._pool: DataLoader[tuple[UtteranceBatch, Reasons]] | None = None
+
+    @property
+    def sampler(self) -> object:
+        """Where Lightning looks for `set_epoch`."""
+        return self.buckets.schedule
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def _results(self) -> Iterator[tuple[UtteranceBatch, Reasons]]:
+        batches = _Batches(self.part)
+        if not self.workers:
+            return (batches[job] for job in self._jobs)
+        if self._pool is None:
+            self._pool = DataLoader(
+                batches,
+                batch_size=None,
+                sampler=self._jobs,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                persistent_workers=True,
+            )
+        return iter(self._pool)
+
+    def __iter__(self) -> Iterator[UtteranceBatch]:
+        # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
+        self._jobs.first = self.buckets.schedule.begin()
+        for batch, bad in self._results():
+            report(bad, self.bad, self.part.utterances.source)
+            self.buckets.schedule.give()
+            yield batch
+        self.buckets.schedule.end()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the epoch, and the batches already given in it."""
+        return self.buckets.schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved position."""
+        self.buckets.schedule.load_state_dict(state)
+
+
+def report(new: Reasons, known: Reasons, source: str) -> None:
+    """Log utterances that were left out, each once, a few by name."""
+    for name, why in new.items():
+        if name not in known:
+            known[name] = why
+            if len(known) <= _NAMED:
+                log.warning("%s: %s is left out (%s)", source, name, why)
+            elif len(known) == _NAMED + 1:
+                log.warning("%s: more utterances are left out", source)
