@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from manyheads.core import datasets
 from manyheads.core.errors import BadRecord, DataError, UsageError
 from manyheads.core.loading import share_of
+from manyheads.speech.audio import check_channel
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.recognition import digits
 from manyheads.speech.recognition.augment import Augment
@@ -22,20 +23,19 @@ from manyheads.speech.recognition.digits import Joining
 from manyheads.speech.recognition.loading import (
     Policy,
     Reasons,
-    UtteranceBatch,
     UtteranceLoader,
     UtterancePart,
 )
+from manyheads.speech.recognition.manifest import Columns, Limits, Part, Splits, read_manifest
 from manyheads.speech.recognition.metrics import Normalizer, normalize
 from manyheads.speech.recognition.preprocessing import Features, Preprocessing
 from manyheads.speech.recognition.utterances import Utterances
 from manyheads.speech.vocabulary import Characters, Pieces, Vocabulary
 
-__all__ = ["Augment", "Features", "Joining", "Loading", "RecognitionData", "Units", "UtteranceBatch"]
+__all__ = ["Augment", "Columns", "Features", "Joining", "Loading", "RecognitionData", "Splits", "Units"]
 
 log = logging.getLogger(__name__)
 
-Part = Literal["train", "val", "test"]
 LEAST = 1e-3  # a channel whose deviation is below this does not vary
 
 
@@ -87,6 +87,7 @@ class Loading:
             raise UsageError("loading.workers and loading.min_seconds must be 0 or more")
 
 
+_COLUMNS, _SPLITS = Columns(), Splits()
 _FEATURES, _UNITS, _AUGMENT, _LOADING, _JOINING = Features(), Units(), Augment(), Loading(), Joining()
 
 
@@ -96,7 +97,10 @@ class RecognitionData(LightningDataModule):
     Args:
         dataset: `fsdd_connected`, or the path of a table of recordings.
         sample_rate: Of the model's input, in Hz; recordings are resampled.
+        channel: What is read of recordings with several: "mix", their mean, or the number of one.
         seed: Of the division, the order, the joining and the augmentation.
+        columns: A table's columns.
+        splits: How a table's rows are divided where it does not say.
         features: How samples become rows.
         units: What the model writes.
         augment: What is changed in training by chance.
@@ -108,7 +112,10 @@ class RecognitionData(LightningDataModule):
         self,
         dataset: str = digits.NAME,
         sample_rate: int = 16000,
+        channel: str = "mix",
         seed: int = 0,
+        columns: Columns = _COLUMNS,
+        splits: Splits = _SPLITS,
         features: Features = _FEATURES,
         units: Units = _UNITS,
         augment: Augment = _AUGMENT,
@@ -117,6 +124,8 @@ class RecognitionData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset, self.sample_rate, self.seed = dataset, sample_rate, seed
+        check_channel(channel)
+        self.channel, self.columns, self.splits = channel, columns, splits
         self.features, self.units, self.augment = features, units, augment
         self.loading, self.joining = loading, joining
         self.bad: Reasons = {}
@@ -166,7 +175,12 @@ class RecognitionData(LightningDataModule):
                 part: digits.read_digits(self.path, part, self.joining, self.seed)
                 for part in ("train", "val", "test")
             }
-        raise NotImplementedError
+        loading = self.loading
+        limits = Limits(loading.min_seconds, loading.max_seconds, loading.bad == "skip")
+        found = read_manifest(
+            self.path, self.columns, self.splits, limits, self.sample_rate, self.channel, self.seed
+        )
+        return dict(found)
 
     def _find_units(self) -> Vocabulary:
         """List the units of the training texts, or of a given model."""
@@ -220,8 +234,9 @@ class RecognitionData(LightningDataModule):
         )
 
     def _loader(self, part: Part) -> UtteranceLoader:
-        found = self.part(part)
-        loading = self.loading
+        found, loading = self.part(part), self.loading
+        if not len(found.utterances.ids):
+            raise DataError(f"{found.utterances.source} has no utterances in the part {part!r}")
         buckets = Buckets(
             found.utterances.seconds,
             loading.batch_seconds,

@@ -24,7 +24,8 @@ from manyheads.speech.recognition.report import Tested
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
-    from manyheads.speech.recognition.data import RecognitionData, UtteranceBatch
+    from manyheads.speech.recognition.data import RecognitionData
+    from manyheads.speech.recognition.loading import UtteranceBatch
 
 Plain = bool | int | float | str | None
 
