@@ -28,6 +28,8 @@ class Objective:
         count: Weight of the token count's error.
         fine_count: Of the second predictor's, where there is one.
         ctc: Weight of CTC on the encoder; the decoder's loss has the rest.
+        mwer: Weight of drawn candidates' expected errors, to go on with once a model is trained.
+        candidates: Texts that these errors are of.
         per_token: Divide by tokens, not by recordings.
 
     Raises:
@@ -39,13 +41,17 @@ class Objective:
     count: float = 1.0
     fine_count: float = 0.5
     ctc: float = 0.0
+    mwer: float = 0.0
+    candidates: int = 4
     per_token: bool = True
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "ctc"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"objective: {name} must be from 0 to below 1, not {getattr(self, name)}")
-        for name in ("glancing", "count", "fine_count"):
+        if self.candidates < 2:
+            raise UsageError(f"objective: candidates must be 2 or more, not {self.candidates}")
+        for name in ("glancing", "count", "fine_count", "mwer"):
             if getattr(self, name) < 0:
                 raise UsageError(f"objective: {name} must not be negative, and is {getattr(self, name)}")
 
