@@ -39,12 +39,14 @@ def test_loss_by_hand() -> None:
 
 def test_a_candidate_differs_in_one_place_at_least_and_never_in_padding() -> None:
     logits = torch.randn(3, 5, 6, requires_grad=True)
-    targets = torch.randint(6, (3, 5)).masked_fill(torch.arange(5) >= torch.tensor([5, 2, 1])[:, None], -1)
+    behind = torch.arange(5) >= torch.tensor([5, 2, 1])[:, None]
+    targets = logits.argmax(-1).masked_fill(behind, -1)
     loss = expected_errors(logits, targets, 6, 0.0, torch.rand(3, 5, 5))
     loss.backward()
     assert logits.grad is not None
     assert (logits.grad[targets == -1] == 0).all()
-    assert (logits.grad[targets != -1] != 0).any(-1).float().mean() > 0.5
+    moved = (logits.grad != 0).any(-1)
+    assert moved.any(1).all()  # the best path is right in each row, and so is taken further from the others
 
 
 def test_expected_errors_fall_when_it_alone_is_minimised() -> None:
