@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
+from manyheads.core.products import project
 from manyheads.speech.models import paraformer_losses
 from manyheads.speech.models.cif import CifPredictor, Predicted
 from manyheads.speech.models.glancing import glance
 from manyheads.speech.models.paraformer_losses import Objective
+from manyheads.speech.models.paraformer_mwer import expected_errors
 from manyheads.speech.models.sanm import SanmEncoder
 from manyheads.speech.models.sanm_decoder import SanmDecoder
 from manyheads.speech.tokens import BLANK, END, START
@@ -59,8 +61,7 @@ class CtcHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.ctc_lo(x)
-        return logits
+        return project(self.ctc_lo, x)
 
 
 class Paraformer(nn.Module):
@@ -133,8 +134,8 @@ class Paraformer(nn.Module):
             text `[B, U]`; text_lengths `[B]`; order `[B, U + 1]`; the results are numbers.
 
         Returns:
-            loss, decoder, count; ctc and fine_count where they are learnt; accuracy, the share of tokens that
-            the first pass has right.
+            loss, decoder, count; ctc, mwer and fine_count where they are learnt; accuracy, the share of
+            tokens that the first pass has right.
         """
         targets = paraformer_losses.with_end(text, text_lengths, END)
         counts = text_lengths + 1
@@ -157,6 +158,9 @@ class Paraformer(nn.Module):
                 raise UsageError("objective: ctc needs a model built with its head (ctc=True)")
             parts["ctc"] = paraformer_losses.ctc(self.ctc(encoded), lengths, text, text_lengths)
             loss = loss + objective.ctc * parts["ctc"]
+        if objective.mwer:
+            parts["mwer"] = expected_errors(logits, targets, objective.candidates)
+            loss = loss + objective.mwer * parts["mwer"]
         if self.predictor.parts:
             totals = self.predictor.fine_weights(encoded, lengths).sum(1)
             parts["fine_count"] = paraformer_losses.count_error(totals, counts, objective.per_token)

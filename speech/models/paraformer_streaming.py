@@ -21,6 +21,7 @@ from torch import Tensor
 
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.ops import FireState, continuous_integrate_and_fire
+from manyheads.core.products import project
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.models.paraformer import Paraformer, greedy
 from manyheads.speech.models.sanm import Past
@@ -186,8 +187,7 @@ class FeatureStream:
             past, memory = self.decoder_past[number], self.memories[number]
             x, self.memories[number], seen = layer.chunk(x, encoded, memory, past)  # type: ignore[operator]
             self.decoder_past[number] = _kept(None, seen, keep) if keep else None
-        logits: Tensor = decoder.output_layer(decoder.finish(x))
-        return logits
+        return project(decoder.output_layer, decoder.finish(x))
 
 
 class SampleStream:

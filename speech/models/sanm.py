@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
 from manyheads.core.ops import attention, depthwise_conv1d, varlen_attention
+from manyheads.core.products import project
 
 EPS = 1e-12  # of every LayerNorm in the published code
 
@@ -38,7 +39,7 @@ class Rows:
     @classmethod
     def padded(cls, lengths: Tensor | None, size: int) -> Rows:
         """Recordings of these lengths, padded to a size."""
-        if lengths is None:
+        if lengths is None or fills(lengths, size):
             return cls()
         return cls(mask=torch.arange(size, device=lengths.device) < lengths[:, None])
 
@@ -65,6 +66,12 @@ class Rows:
             return varlen_attention(q[0], k[0], v[0], ours, self.bounds).flatten(1)[None]
         mask = None if self.mask is None else self.mask[:, None, None]
         return attention(q, k, v, mask=mask, dropout_p=dropout).flatten(2)
+
+
+def fills(lengths: Tensor, size: int) -> bool:
+    """Tell whether no recording has padding, where that costs no wait and is no part of a graph."""
+    plain = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and int(lengths.numel()) > 0 and int(lengths.min()) >= size
 
 
 def remember(x: Tensor, weight: Tensor, shift: int, rows: Rows) -> Tensor:
@@ -112,10 +119,10 @@ class SanmAttention(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """Attend within each recording."""
-        q, k, v = self.linear_q_k_v(x).chunk(3, -1)
+        q, k, v = project(self.linear_q_k_v, x).chunk(3, -1)
         rate = self.dropout if self.training else 0.0
         memory = F.dropout(remember(v, self.fsmn_block.weight, 0, rows), rate)
-        attended: Tensor = self.linear_out(rows.attend(q, k, v, self.heads, rate))
+        attended = project(self.linear_out, rows.attend(q, k, v, self.heads, rate))
         return attended + rows.clear(memory)
 
     def chunk(self, x: Tensor, past: Past | None) -> tuple[Tensor, Past]:
@@ -124,10 +131,10 @@ class SanmAttention(nn.Module):
         Returns:
             The result, and the window's own keys and values.
         """
-        q, k, v = self.linear_q_k_v(x).chunk(3, -1)
+        q, k, v = project(self.linear_q_k_v, x).chunk(3, -1)
         memory = remember(v, self.fsmn_block.weight, 0, Rows())
         keys, values = (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
-        attended: Tensor = self.linear_out(Rows().attend(q, keys, values, self.heads))
+        attended = project(self.linear_out, Rows().attend(q, keys, values, self.heads))
         return attended + memory, (k, v)
 
 
@@ -150,8 +157,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it to every row."""
-        result: Tensor = self.w_2(F.dropout(self.w_1(x).relu(), self.dropout, self.training))
-        return result
+        return project(self.w_2, F.dropout(project(self.w_1, x).relu(), self.dropout, self.training))
 
 
 class EncoderLayer(nn.Module):

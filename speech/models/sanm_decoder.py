@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
 from manyheads.core.ops import depthwise_conv1d
+from manyheads.core.products import project
 from manyheads.speech.models.sanm import EPS, Past, Rows, check_sizes, pack, remember, unpack
 
 
@@ -38,9 +39,8 @@ class NormedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it to every token."""
-        between = F.dropout(self.w_1(x).relu(), self.dropout, self.training)
-        result: Tensor = self.w_2(self.norm(between))
-        return result
+        between = F.dropout(project(self.w_1, x).relu(), self.dropout, self.training)
+        return project(self.w_2, self.norm(between))
 
 
 class Memory(nn.Module):
@@ -94,7 +94,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows, encoded: Tensor, encoded_rows: Rows) -> Tensor:
         """Attend to the encoded rows that count."""
-        k, v = self.linear_k_v(encoded).chunk(2, -1)
+        k, v = project(self.linear_k_v, encoded).chunk(2, -1)
         return self._attend(x, rows, k, v, encoded_rows)
 
     def chunk(self, x: Tensor, encoded: Tensor, past: Past | None) -> tuple[Tensor, Past]:
@@ -103,16 +103,15 @@ class CrossAttention(nn.Module):
         Returns:
             The result, and all keys and values that were seen.
         """
-        k, v = self.linear_k_v(encoded).chunk(2, -1)
+        k, v = project(self.linear_k_v, encoded).chunk(2, -1)
         if past is not None:
             k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
         return self._attend(x, Rows(), k, v, Rows()), (k, v)
 
     def _attend(self, x: Tensor, rows: Rows, k: Tensor, v: Tensor, encoded_rows: Rows) -> Tensor:
         rate = self.dropout if self.training else 0.0
-        attended = encoded_rows.attend(self.linear_q(x), k, v, self.heads, rate, rows)
-        result: Tensor = self.linear_out(attended)
-        return result
+        attended = encoded_rows.attend(project(self.linear_q, x), k, v, self.heads, rate, rows)
+        return project(self.linear_out, attended)
 
 
 class DecoderLayer(nn.Module):
@@ -219,8 +218,7 @@ class SanmDecoder(nn.Module):
         self, tokens: Tensor, counts: Tensor | None, encoded: Tensor, lengths: Tensor | None
     ) -> Tensor:
         """Decode; what lies behind a row's count means nothing."""
-        logits: Tensor = self.output_layer(self.hidden(tokens, counts, encoded, lengths))
-        return logits
+        return project(self.output_layer, self.hidden(tokens, counts, encoded, lengths))
 
     def hidden(
         self, tokens: Tensor, counts: Tensor | None, encoded: Tensor, lengths: Tensor | None
@@ -235,7 +233,7 @@ class SanmDecoder(nn.Module):
             return tokens.new_zeros(*tokens.shape[:2], self.output_layer.out_features)
         x, seen = pack(tokens, counts), pack(encoded, lengths)
         hidden = self._run(x, Rows.packed(counts), seen, Rows.packed(lengths))
-        return unpack(self.output_layer(hidden), counts, tokens.shape[1])
+        return unpack(project(self.output_layer, hidden), counts, tokens.shape[1])
 
     def _run(self, x: Tensor, rows: Rows, encoded: Tensor, encoded_rows: Rows) -> Tensor:
         for layer in self.decoders:
