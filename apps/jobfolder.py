@@ -89,7 +89,7 @@ def check_free(output: Path, resume: bool) -> None:
 def clear_temporaries(output: Path) -> None:
     """Remove what an ended run left under temporary names."""
     for file in output.glob(f"{files.TEMPORARY}*"):
-        file.unlink(missing_ok=True)
+        files.remove(file)
 
 
 def resolve_inputs(inputs: Sequence[str], output: Path) -> list[Path]:
@@ -266,8 +266,14 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
             )
 
 
-def finish(task: Task, counts: Counts) -> None:
-    """Write `_SUCCESS`: the totals and the hash of every part and bad file."""
+def finish(task: Task, counts: Counts, also: Sequence[Path] = ()) -> None:
+    """Write `_SUCCESS`: the totals and the hash of every part and bad file.
+
+    Args:
+        task: The job.
+        counts: Its totals.
+        also: Further files of the folder that belong to the result.
+    """
     names = [task.part(index) for index in range(task.total)]
     names += [task.bad(index) for index in range(task.total) if task.bad(index).exists()]
     manifest = {
@@ -276,7 +282,7 @@ def finish(task: Task, counts: Counts) -> None:
         "records": counts.records,
         "rows": counts.rows,
         "bad": counts.bad,
-        "files": {path.name: files.sha256(path) for path in names},
+        "files": {path.relative_to(task.output).as_posix(): files.sha256(path) for path in (*names, *also)},
     }
     task.reach("success", task.total)
     files.write_atomic(task.output / SUCCESS, json.dumps(manifest, indent=1) + "\n")
@@ -298,9 +304,13 @@ def finished(task: Task) -> Counts | None:
         counts = Counts(manifest["records"], manifest["rows"], manifest["bad"])
     except (ValueError, KeyError, TypeError):
         wanted, counts = {}, Counts()
-    paths = [task.part(index) for index in range(task.total)]
-    paths += [task.bad(index) for index in range(task.total)]
-    wrong = [path for path in paths if path.exists() and files.sha256(path) != wanted.get(path.name)]
+    paths = {task.part(index) for index in range(task.total)}
+    paths |= {task.bad(index) for index in range(task.total)}
+    paths |= {task.output / name for name in wanted}
+    there = [path for path in sorted(paths) if path.exists()]
+    wrong = [
+        path for path in there if files.sha256(path) != wanted.get(path.relative_to(task.output).as_posix())
+    ]
     if not wrong and all((task.output / name).exists() for name in wanted) and len(wanted) >= task.total:
         return counts
     for path in (success, *wrong):

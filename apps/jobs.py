@@ -3,7 +3,8 @@
 The output folder holds `job.json` (what the bytes depend on, and its hash, the fingerprint), one
 `part-00003-of-00079.parquet` a shard, `bad-00003.jsonl` for a shard with bad records, and at the end
 `_SUCCESS` with the totals and the hash of every file. Parts and bad files appear whole under their names or
-not at all.
+not at all. Where rows carry files these are in a folder `files-00003` a shard, and where the domain makes
+something of all parts together that is in `results`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from manyheads.apps import jobfolder
+from manyheads.apps import finishing, jobfolder
 from manyheads.apps.parts import FULL, Cost, Counts, Fault, Load, Task, read_counts
 from manyheads.apps.progress import Count, Progress
 from manyheads.apps.stopping import Stopped, Stopping
@@ -148,7 +149,9 @@ def run_job(options: JobOptions, *, load: Load = load_model, fault: Fault | None
                 if _stamp(predictor, inputs) != seen:
                     raise DataError("an input changed while the job ran: start again in another folder")
                 if counts.bad <= options.max_bad * counts.records:
-                    jobfolder.finish(task, counts)
+                    jobfolder.finish(task, counts, finishing.finish(task, predictor, stopping.check))
+            if (options.output / jobfolder.SUCCESS).exists():
+                finishing.clean(task, predictor)
     seconds = time.perf_counter() - start
     code = 0 if (options.output / jobfolder.SUCCESS).exists() else TOO_MANY_BAD
     preparing = cost.preparing / cost.total if cost.total else None

@@ -1,8 +1,8 @@
 """One shard to one part file: the function that every engine runs.
 
-A part is written under a temporary name, flushed, and renamed; its bad records get their final name before
-it. So a part that is there is whole, and its bad records are there too. Its footer tells the job and the
-counts.
+A part is written under a temporary name, flushed, and renamed; its bad records, and the folder of the files
+that its rows carry, get their final names before it. So a part that is there is whole, and what belongs to it
+is there too. Its footer tells the job, the counts and the files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 from manyheads.core import files
 from manyheads.core.errors import ManyheadsError
-from manyheads.core.predictor import AnyPredictor, Bad, Row, Settings, Spent, run
+from manyheads.core.predictor import AnyPredictor, Bad, File, Row, Settings, Spent, run
 
 ROW_GROUP = 32_768  # rows; what a reader, and this writer, must hold at once
 FOOTER = "manyheads"
@@ -98,6 +98,10 @@ class Task:
     def bad(self, index: int) -> Path:
         """The final name of a shard's bad records; there is none where all are good."""
         return self.output / f"bad-{index:05d}.jsonl"
+
+    def files(self, index: int) -> Path:
+        """The final name of the folder of a shard's files; there is none where no row carries one."""
+        return self.output / f"files-{index:05d}"
 
     def reach(self, point: str, index: int) -> None:
         """Tell the tests' hook where the protocol stands."""
@@ -177,6 +181,35 @@ class Part:
         self._writer.close()
 
 
+class Carried:
+    """Stores the files that a shard's rows carry, under a temporary folder.
+
+    Args:
+        folder: Their final folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.written = folder, files.temporary(folder)
+        self.digests: dict[str, str] = {}
+
+    def store(self, row: Row) -> Row:
+        """Return the row with the names of its files, below the job's folder, in their place."""
+        return {name: self._name(value) if isinstance(value, File) else value for name, value in row.items()}
+
+    def _name(self, file: File) -> str:
+        self.written.mkdir(exist_ok=True)
+        name = f"{len(self.digests):05d}{file.suffix}"
+        (self.written / name).write_bytes(file.content)
+        self.digests[f"{self.folder.name}/{name}"] = hashlib.sha256(file.content).hexdigest()
+        return f"{self.folder.name}/{name}"
+
+    def commit(self) -> None:
+        """Give the folder its final name, in place of what an earlier run left there."""
+        files.remove(self.folder)
+        if self.digests:
+            files.replace_folder(self.written, self.folder)
+
+
 def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Done:
     """Predict one shard into its part.
 
@@ -192,14 +225,15 @@ def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on
     """
     part, bad = task.part(index), task.bad(index)
     written = [files.temporary(part), files.temporary(bad)]
-    begin, spent = time.process_time(), Spent()
+    begin, spent, carried = time.process_time(), Spent(), Carried(task.files(index))
     try:
-        counts = _write(predictor, task, index, shard, on_batch, spent)
+        counts = _write(predictor, task, index, shard, on_batch, spent, carried)
         if not counts.bad:
             written.pop().unlink()
         for file in written:
             files.flush(file)
         task.reach("written", index)
+        carried.commit()
         if counts.bad:
             files.commit(written[1], bad)
         else:
@@ -216,26 +250,34 @@ def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on
     except Exception as error:
         raise ManyheadsError(f"shard {index}: {type(error).__name__}: {error}") from error
     finally:
-        for file in written:
-            file.unlink(missing_ok=True)
+        for file in (*written, carried.written):
+            files.remove(file)
     return Done(counts, Cost(spent.preparing, time.process_time() - begin))
 
 
 def _write(
-    predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch, spent: Spent
+    predictor: AnyPredictor,
+    task: Task,
+    index: int,
+    shard: object,
+    on_batch: OnBatch,
+    spent: Spent,
+    carried: Carried,
 ) -> Counts:
-    """Write the part and the bad records of a shard under their temporary names."""
+    """Write the part, the bad records and the files of a shard under their temporary names."""
     counts, digest = Counts(), hashlib.sha256()
     temporary = files.temporary(task.bad(index))
     with Part(files.temporary(task.part(index)), predictor.columns) as part, temporary.open("wb") as bad_file:
         for rows, bad, taken in run(predictor, predictor.read(shard), task.batch_size, spent):
-            part.write(rows)
+            part.write([carried.store(row) for row in rows])
             for line in map(_line, bad):
                 bad_file.write(line)
                 digest.update(line)
             counts += Counts(taken, len(rows), len(bad))
             on_batch(taken, len(bad))
         footer = {"fingerprint": task.fingerprint, "shard": index, **asdict(counts)}
+        if carried.digests:
+            footer["files"] = carried.digests
         part.close({**footer, "bad_sha256": digest.hexdigest()})
     return counts
 
@@ -245,7 +287,7 @@ def _line(bad: Bad) -> bytes:
 
 
 def read_counts(task: Task, index: int) -> Counts | None:
-    """Verify a part by its footer, its bad records by their hash, and every page by its checksum.
+    """Verify a part by its footer, its bad records and files by their hashes, and every page by its checksum.
 
     Returns:
         The part's counts; None where it is missing, damaged, or of another job, and must be made again.
@@ -263,6 +305,9 @@ def read_counts(task: Task, index: int) -> Counts | None:
         if (footer["fingerprint"], footer["shard"], counts.rows) != (task.fingerprint, index, rows):
             return None
         bad_sha256 = files.sha256(task.bad(index)) if counts.bad else hashlib.sha256().hexdigest()
+        carried = dict(footer.get("files", {}))
+        if any(files.sha256(task.output / name) != digest for name, digest in carried.items()):
+            return None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
     return counts if bad_sha256 == footer["bad_sha256"] else None

@@ -36,6 +36,14 @@ def commit(written: Path, path: Path) -> None:
     flush(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: str) -> None:
     """Write a small text file: readers see all of it or none."""
     written = temporary(path)
@@ -49,7 +57,7 @@ def replace_folder(written: Path, path: Path) -> None:
 
     A crash between the two renames leaves the old folder beside, under a temporary name.
     """
-    for file in written.iterdir():
+    for file in written.rglob("*"):
         flush(file)
     flush(written)
     if not path.exists():

@@ -10,7 +10,11 @@ A predictor may also have, where it has a use for them:
 - `shard_size`, records a part file where the caller names no number;
 - `prepare_threads`, how many records are prepared side by side, while the model runs: `prepare` must then be
   safe in threads, and release Python's lock to gain anything;
-- `named_files(source)`, the files that a source names without being in it: a job's fingerprint covers them.
+- `named_files(source)`, the files that a source names without being in it: a job's fingerprint covers them;
+- `finish(rows, parts, results)`, called once when all parts stand: it reads the rows of all of them in order
+  and fills the empty folder `results` with what is made of several (a file a speaker, a table of totals).
+  What rows name lies below `parts`. Called again from the start it must leave the same bytes;
+- `temporary_files`, true where the files of rows are of no use behind `finish`: the job removes them then.
 """
 
 from __future__ import annotations
@@ -30,9 +34,20 @@ if TYPE_CHECKING:
 
     from manyheads.core.hub import ModelConfig
 
-Row: TypeAlias = dict[str, object]
+Row: TypeAlias = dict[str, object]  # of what Arrow takes, and of `File`
 Settings: TypeAlias = Mapping[str, str | int]
 Source: TypeAlias = object  # a path, several paths, or a DataFrame; each domain says which it takes
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a row carries: a job stores it beside the row's part, and the part has its name there.
+
+    Its column is a `string`.
+    """
+
+    content: bytes
+    suffix: str
 
 
 class Record(Protocol):

@@ -72,8 +72,9 @@ def source(tmp_path: Path) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The hash of every file of a folder."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    """The hash of every file of a folder, and of the folders in it."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
 def rows(folder: Path) -> Counter[tuple[object, ...]]:

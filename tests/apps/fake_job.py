@@ -15,6 +15,7 @@ from pathlib import Path
 
 from manyheads.apps.jobs import JobOptions, run_job
 from manyheads.core.errors import BadRecord, ManyheadsError
+from manyheads.core.predictor import File
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,43 @@ class FakePredictor:
         ]
 
 
+class Filing(FakePredictor):
+    """Gives each row a file as well."""
+
+    def __init__(self, delay=0.0, crash=None):
+        super().__init__(delay, crash)
+        self.columns = {**self.columns, "file": "string"}
+
+    def rows(self, outputs, records):
+        found = super().rows(outputs, records)
+        return [{**row, "file": File(f"{row['yhat']}\n".encode(), ".txt")} for row in found]
+
+
+class Joining(Filing):
+    """Joins the files of a record; fails behind the first where a file `stumble` lies beside the job."""
+
+    def finish(self, rows, parts, results):
+        for row in rows:
+            with (results / f"{row['id']}.txt").open("ab") as joined:
+                joined.write((parts / row["file"]).read_bytes())
+            if (parts.parent / "stumble").exists():
+                raise RuntimeError("the disk stumbled")
+
+
+class Consuming(Joining):
+    """Has no use for the rows' files behind that."""
+
+    temporary_files = True
+
+
+KINDS = {"plain": FakePredictor, "filing": Filing, "joining": Joining, "consuming": Consuming}
+
+
 def load(reference):
-    """Read the reference, JSON: `delay` and `crash` of the predictor; `name` is all that identifies it."""
+    """Read the reference, JSON: the predictor's `kind`, `delay`, `crash`; `name` is all that identifies it."""
     known = json.loads(reference)
-    return FakePredictor(known.get("delay", 0.0), known.get("crash")), {"name": known["name"], "sha256": "0"}
+    kind = KINDS[known.get("kind", "plain")]
+    return kind(known.get("delay", 0.0), known.get("crash")), {"name": known["name"], "sha256": "0"}
 
 
 def end_at(point, index, signum, reached, at):
