@@ -157,12 +157,12 @@ def backward(
     )  # fmt: skip
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     inputs, numbers = (*call.pointers(), grad, rows, delta), call.numbers(grad)
+    config = call.config("query")  # first: it corrects delta
+    programs = call.slots(False, config.block_m) * heads
+    _launch(kernels.query_kernel, programs, *inputs, dq, *numbers, **call.constants(config))
     config = call.config("key")
     programs = call.slots(True, config.block_n) * k.shape[1]
     _launch(kernels.key_kernel, programs, *inputs, dk, dv, *numbers, **call.constants(config))
-    config = call.config("query")
-    programs = call.slots(False, config.block_m) * heads
-    _launch(kernels.query_kernel, programs, *inputs, dq, *numbers, **call.constants(config))
     dbias = _relative(call, inputs, numbers, bias) if needs_bias and bias is not None else None
     return dq, dk, dv, dbias
 

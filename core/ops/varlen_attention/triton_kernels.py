@@ -210,7 +210,11 @@ def query_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one block of queries, over all keys in order."""
+    """The gradient of one block of queries, over all keys in order.
+
+    With a bias it also corrects delta: a row's score gradients sum to zero, and what they sum to is what
+    rounding left in delta. The bias's gradient adds up many rows, whose remainders do not cancel.
+    """
     h = (tl.program_id(0) % H).to(tl.int64)
     s, start_q, nq, m = sequence_of(CuQ, tl.program_id(0) // H, S, BLOCK_M)
     if m >= nq:
@@ -225,6 +229,7 @@ def query_kernel(
     grad = tile(Grad + first_q * stride_gn + h * stride_gh, m, i, stride_gn, d, nq, D, BLOCK_D)
     top, share, delta = rows_of(Rows, Delta, first_q + m + i, h, H, m + i < nq)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    rest = tl.zeros([BLOCK_M], tl.float32)
     end = nk
     if CAUSAL:
         end = tl.minimum(nk, m + BLOCK_M + nk - nq)
@@ -234,6 +239,10 @@ def query_kernel(
             stride_kn, stride_vn, nq, nk, far, qk_scale, D, BLOCK_D, HAS_BIAS, CAUSAL,
         )  # fmt: skip
         dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
+        if HAS_BIAS:
+            rest += tl.sum(ds, 1)
+    if HAS_BIAS:
+        tl.store(Delta + (first_q + m + i) * H + h, delta + rest, mask=m + i < nq)
     dq *= qk_scale * LN2
     store_tile(DQ + (first_q * H + h) * D, m, i, H * D, d, nq, dq.to(DQ.dtype.element_ty), D, BLOCK_D)
 

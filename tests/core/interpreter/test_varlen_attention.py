@@ -32,15 +32,7 @@ CASES = {
 }
 
 
-# Open: the bias gradient is off by up to four times what torch's is, on some CPUs above the rule's limit
-# (2.7e-6 of 2.6e-6 with one head, 7.6e-6 of 4.7e-6 with six). Why is not established: here nearly all keys
-# of a query share one entry of the table, whose gradient is then a sum that all but cancels.
-TAILS = pytest.mark.xfail(reason="the bias gradient where most keys share an entry", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=TAILS if name == "more queries, bias" else ()) for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_float64_rule(name, varlen_case):
     case = varlen_case(**CASES[name])
     with use_backend("triton"), nan_filled_empties():
