@@ -58,7 +58,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """`a.t() @ b` of many rows `[M, N]` and `[M, K]`: the longer side last, which is what oneDNN is fast at."""
+    """`a.t() @ b` of many rows `[M, N]` and `[M, K]`: the longer side last, at which oneDNN is faster."""
     return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
 
 
