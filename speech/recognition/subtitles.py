@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
@@ -47,25 +47,27 @@ class Said:
     words: tuple[Word, ...] = ()
 
 
-def write(said: Iterable[Said], format: Format) -> Iterator[str]:
-    """Yield the text of a subtitle file, piece by piece.
+class Writer:
+    """Writes the subtitles of one recording, segment by segment, in order.
 
     Args:
-        said: The segments of one recording in order.
         format: Of the file.
     """
-    if format == "vtt":
-        yield "WEBVTT\n\n"
-    last = 0
-    number = 0
-    for each in said:
-        for cue in cues(each):
-            start = max(cue.start, last)
-            last = max(cue.end, start + 1)  # a cue of no length is not allowed
-            number += 1
-            times = f"{clock(start, format)} --> {clock(last, format)}"
-            text = "\n".join(escape(line, format) for line in cue.lines)
-            yield f"{number}\n{times}\n{text}\n\n"
+
+    def __init__(self, format: Format) -> None:
+        self.format, self.count, self.last = format, 0, 0
+        self.head = "WEBVTT\n\n" if format == "vtt" else ""  # of a file, also one without cues
+
+    def write(self, said: Said) -> str:
+        """Return a segment's cues as the file has them; nothing of an empty text."""
+        return "".join(map(self._cue, cues(said)))
+
+    def _cue(self, cue: Cue) -> str:
+        start = max(cue.start, self.last)
+        self.last = max(cue.end, start + 1)  # a cue of no length is not allowed
+        self.count += 1
+        times = f"{clock(start, self.format)} --> {clock(self.last, self.format)}"
+        return "\n".join((str(self.count), times, *(escape(x, self.format) for x in cue.lines), "", ""))
 
 
 def clock(ms: int, format: Format) -> str:

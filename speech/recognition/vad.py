@@ -58,7 +58,9 @@ def window_of(sample_rate: int) -> int:
 
 def levels(samples: Tensor, window: int) -> Tensor:
     """The level of each window in decibels of full scale, without its mean: `[n * window]` to `[n]`."""
-    return 10 * samples.reshape(-1, window).var(1, unbiased=False).clamp(min=QUIET).log10()
+    windows = samples.reshape(-1, window)
+    spread = (windows - windows.mean(1, keepdim=True)).square().mean(1)
+    return 10 * spread.clamp(min=QUIET).log10()
 
 
 class Silero:

@@ -23,7 +23,9 @@ NAMES = (*FIRST, "<space>", *"abcdefghijklmnopqrstuvwxyz")
 
 
 def preprocessing(sample_rate=RATE):
-    return Preprocessing.of(sample_rate, Features(mels=20, stack=7, stride=6), None, Characters(NAMES))
+    rows = Features(mels=20).front_end(sample_rate)(talk(10, 99))
+    cmvn = torch.stack((-rows.mean(0), 1 / rows.std(0)))
+    return Preprocessing.of(sample_rate, Features(mels=20), cmvn, Characters(NAMES))
 
 
 def tiny(streaming=True):
@@ -33,6 +35,8 @@ def tiny(streaming=True):
     for weight in model.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=3 * weight[0].numel() ** -0.5)
+    torch.nn.init.normal_(model.predictor.cif_output.weight, std=0.3)
+    torch.nn.init.zeros_(model.decoder.output_layer.bias)
     return model.eval()
 
 
