@@ -70,8 +70,9 @@ def predict(args: Sequence[str]) -> int:
     """Run a batch job."""
     parser = make_parser(
         "predict",
-        "Run a model over files. The output folder holds parts, bad records, and _SUCCESS at the end;\n"
-        "a killed job is continued with --resume and gives the same bytes.",
+        "Run a model over files. The output folder holds parts, bad records, files made of several parts\n"
+        "in `results` (a file a speaker, subtitles), and _SUCCESS at the end; a killed job is continued\n"
+        "with --resume and gives the same bytes.",
         epilog="example: manyheads predict quickstart/model sales.parquet -o forecasts",
     )
     parser.add_argument("model", metavar="MODEL", help="a model folder")
@@ -82,10 +83,6 @@ def predict(args: Sequence[str]) -> int:
     parser.add_argument(
         "--shard-size", default="auto", help="records a part file (auto: the domain's default, or 64)"
     )
-    parser.add_argument(
-        "--output-kind", metavar="KIND", help="images: label (default), probabilities, logits or features"
-    )
-    parser.add_argument("--top-k", type=int, metavar="N", help="images: labels a row (5)")
     parser.add_argument("--workers", type=int, default=0, help="worker processes (0: this process)")
     parser.add_argument("--resume", action="store_true", help="continue a job that was stopped")
     parser.add_argument(
@@ -93,6 +90,10 @@ def predict(args: Sequence[str]) -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    for title, known in options.SETTINGS.items():
+        group = parser.add_argument_group(title)
+        for name, (kind, metavar, text) in known.items():
+            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     parsed = parser.parse(args)
     from manyheads.apps.jobs import JobOptions, run_job
 
@@ -110,7 +111,8 @@ def predict(args: Sequence[str]) -> int:
             quiet=parsed.quiet or parsed.json,
             settings={
                 name: getattr(parsed, name)
-                for name in ("output_kind", "top_k")
+                for known in options.SETTINGS.values()
+                for name in known
                 if getattr(parsed, name) is not None
             },
         )

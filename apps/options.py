@@ -22,6 +22,28 @@ ACTIONS = {
     "test": "measure the best checkpoint on the test split",
     "predict": "run the model on the config's data as a batch job; forecasts go on past their end",
 }
+SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
+    "images": {
+        "output_kind": (str, "KIND", "label (default), probabilities, logits or features"),
+        "top_k": (int, "N", "labels a row (5)"),
+    },
+    "recordings": {
+        "channel": (str, "C", "mix, the mean of all channels (default), or the number of one, from 0"),
+    },
+    "separation": {
+        "chunk_seconds": (int, "S", "what the model sees at once (8)"),
+        "overlap_seconds": (int, "S", "of neighbouring chunks; by it speakers keep their order (3)"),
+        "span_seconds": (int, "S", "done at once, and again where a job is killed (120)"),
+        "sample_format": (str, "F", "of the speakers' files: pcm16 (default) or float"),
+        "silent_db": (int, "DB", "a speaker below this level, of the mixture's, is called silent (-40)"),
+    },
+    "recognition": {
+        "vad": (str, "KIND", "how speech is found: silero (default), energy or none"),
+        "segment_seconds": (int, "S", "of a segment, at most (30)"),
+        "batch_seconds": (int, "S", "of sound that the model sees at once (120); less takes less memory"),
+        "subtitles": (str, "F", "none (default), srt, vtt or both: files in `results`"),
+    },
+}  # what predictors know by name, `predict --NAME`; each says itself what is wrong with a value
 TOOLS = {
     "vision": {
         "explain": "draw what a model looks at in photos: attention rollout, Grad-CAM",

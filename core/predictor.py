@@ -179,8 +179,8 @@ def run(
                 samples.append(sample)
             else:
                 bad.append(Bad(record.id, reason))
-        rows = predictor.rows(predictor.forward(predictor.collate(samples)), good) if good else []
-        yield rows, bad, len(prepared)
+        found = predictor.rows(predictor.forward(predictor.collate(samples)), good) if good else []
+        yield found, bad, len(prepared)
 
 
 def _prepared(
@@ -226,6 +226,19 @@ def _prepare(predictor: AnyPredictor, record: Any) -> tuple[Any, Any, str | None
     return record, sample, reason, time.thread_time() - begin
 
 
+def rows(predictor: Predictor[H, R, S, B, O], source: Source, batch_size: int | None = None) -> Iterator[Row]:
+    """Yield the rows of a whole source.
+
+    Raises:
+        DataError: A record is bad; jobs (`manyheads predict`) set bad records aside instead.
+    """
+    for shard in predictor.shards(source, size=1024):
+        for found, bad, _ in run(predictor, predictor.read(shard), batch_size or predictor.batch_size):
+            if bad:
+                raise DataError(f"record {bad[0].id!r}: {bad[0].reason}")
+            yield from found
+
+
 def predict(
     predictor: Predictor[H, R, S, B, O], source: Source, batch_size: int | None = None
 ) -> pd.DataFrame:
@@ -236,10 +249,5 @@ def predict(
     """
     import pandas as pd
 
-    found: list[Row] = []
-    for shard in predictor.shards(source, size=1024):
-        for rows, bad, _ in run(predictor, predictor.read(shard), batch_size or predictor.batch_size):
-            if bad:
-                raise DataError(f"record {bad[0].id!r}: {bad[0].reason}")
-            found.extend(rows)
+    found = list(rows(predictor, source, batch_size))
     return pd.DataFrame(found, columns=list(predictor.columns))

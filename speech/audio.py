@@ -32,6 +32,7 @@ Source: TypeAlias = Path | bytes  # a file, or its content
 Channel: TypeAlias = str  # "mix", the mean of all channels, or the number of one: "0", "1", ...
 
 BLOCK = 1 << 16  # frames decoded at a time
+HELD = 1 << 18  # frames kept of what was decoded last: 5 s at 48 kHz
 RESAMPLED = 1 << 20  # samples that one call resamples, about
 FILTER_WIDTH, ROLLOFF = 6, 0.99  # torchaudio's defaults
 LARGEST_FILTER = 1 << 23  # numbers in a resampling filter, which common rates need by far not
@@ -146,7 +147,7 @@ class Recording:
         return resampled[start - first * self._to : stop - first * self._to]
 
     def _frames(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return samples of the recording's own rate; those of the last call are kept."""
+        """Return samples of the recording's own rate; the last ones are kept: the next piece begins there."""
         held_to = self._held_from + len(self._held)
         kept = self._held[:0]
         if self._held_from <= start < held_to:
@@ -154,8 +155,11 @@ class Recording:
         begin = start + len(kept)
         if begin < stop:
             self._go(begin)
-            kept = np.concatenate([kept, *self._decode(stop)])
-            self._held_from, self._held = start, kept
+            found = np.concatenate([*self._decode(stop)])
+            kept = np.concatenate([kept, found])
+            before = self._held if begin == held_to else self._held[:0]
+            self._held = np.concatenate([before, found])[-HELD:]
+            self._held_from = stop - len(self._held)
         bad = ~np.isfinite(kept)
         if bad.any():
             at = (start + int(bad.argmax())) / self.info.sample_rate

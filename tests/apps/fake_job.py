@@ -100,7 +100,7 @@ KINDS = {"plain": FakePredictor, "filing": Filing, "joining": Joining, "consumin
 
 
 def load(reference):
-    """Read the reference, JSON: the predictor's `kind`, `delay`, `crash`; `name` is all that identifies it."""
+    """Read the reference, JSON: `kind`, `delay`, `crash` of the predictor; `name` alone identifies it."""
     known = json.loads(reference)
     kind = KINDS[known.get("kind", "plain")]
     return kind(known.get("delay", 0.0), known.get("crash")), {"name": known["name"], "sha256": "0"}
