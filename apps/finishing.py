@@ -50,7 +50,10 @@ def finish(task: Task, predictor: AnyPredictor, check: Callable[[], None]) -> li
         raise ManyheadsError(f"the results: {type(error).__name__}: {error}") from error
     task.reach("finished", task.total)
     files.remove(folder)
-    files.replace_folder(written, folder)
+    if any(written.iterdir()):
+        files.replace_folder(written, folder)
+    else:
+        files.remove(written)
     task.reach("results", task.total)
     return found + _below(folder)
 
