@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from manyheads.core import parallel
 from manyheads.core.dispatch import choose, use_backend
 from manyheads.core.errors import UsageError
 from manyheads.core.ops import attention, varlen_attention
@@ -148,8 +149,9 @@ def test_any_strides(varlen_case):
         assert_accurate(case.op, case.reference, q, views[1], wide, None)
 
 
-def test_parts():
+def test_parts(monkeypatch):
     """Short sequences share a part, and one that outweighs the rest is alone, with all threads."""
+    monkeypatch.setattr(parallel, "workers", lambda: 2)
     of = [sequences.Sequence(0, n, 0, n) for n in (512, 512, *[16] * 300)]
     found = sequences.parts(of, 8)
     assert [one for part in found for one in part] == of
