@@ -169,6 +169,7 @@ class Pieces:
                 eos_id=2,
                 unk_id=3,
                 pad_piece=FIRST[0],
+                character_coverage=1.0,
                 num_threads=1,
                 minloglevel=2,
             )

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from manyheads.core.errors import BadRecord, DataError
-from manyheads.core.loading import Indices
+from manyheads.core.loading import Indices, Schedule
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.models.glancing import PADDING
 from manyheads.speech.recognition.augment import Augment, change_speed, drawn_from, mask
@@ -40,6 +40,9 @@ class UtteranceBatch(TypedDict):
     text: Tensor  # [B, U], -1 behind the shorter ones
     text_lengths: Tensor  # [B]
     index: Tensor  # [B], numbers in the part
+
+
+Gathered = tuple[UtteranceBatch | None, Reasons]
 
 
 class UtterancePart:
@@ -91,11 +94,11 @@ class UtterancePart:
             rows = self.front_end(change_speed(samples, self.augment.speeds))
             return mask(rows, self.front_end.mels, self.augment)
 
-    def gather(self, indices: Indices, epoch: int) -> tuple[UtteranceBatch, Reasons]:
-        """Return a batch, and why utterances are missing in it.
+    def gather(self, indices: Indices, epoch: int) -> Gathered:
+        """Return a batch, None if it has no usable utterance, and why utterances are missing in it.
 
         Raises:
-            DataError: An utterance cannot be used, and that is an error; or none can.
+            DataError: An utterance cannot be used, and that is an error.
         """
         rows, units, kept, reasons = [], [], [], dict[str, str]()
         for index in indices.tolist():
@@ -106,7 +109,7 @@ class UtterancePart:
                 if self.bad == "error":
                     raise DataError(
                         f"{self.utterances.source}: {name} cannot be used ({error}); mend or remove it, or "
-                        "leave such ones out with bad: skip"
+                        "leave such ones out with loading.bad: skip"
                     ) from None
                 reasons[name] = str(error)
                 continue
@@ -114,10 +117,7 @@ class UtterancePart:
             units.append(torch.tensor(unit))
             kept.append(index)
         if not kept:
-            name, why = next(iter(reasons.items()))
-            raise DataError(
-                f"{self.utterances.source}: no utterance of a batch can be used, as {name} ({why})"
-            )
+            return None, reasons
         return {
             "features": pad_sequence(rows, batch_first=True),
             "lengths": torch.tensor([len(row) for row in rows]),
@@ -130,13 +130,13 @@ class UtterancePart:
 Job = tuple[int, Indices]  # epoch, numbers of utterances
 
 
-class _Batches(Dataset[tuple[UtteranceBatch, Reasons]]):
+class _Batches(Dataset[Gathered]):
     """What a worker process runs: jobs to batches."""
 
     def __init__(self, part: UtterancePart) -> None:
         self.part = part
 
-    def __getitem__(self, job: Job) -> tuple[UtteranceBatch, Reasons]:
+    def __getitem__(self, job: Job) -> Gathered:
         epoch, indices = job
         return self.part.gather(indices, epoch)
 
@@ -164,6 +164,8 @@ def _unchanged(batch: Any) -> Any:
 class UtteranceLoader:
     """Batches of a part, made in this process or by workers; it resumes at a saved position.
 
+    A batch without any usable utterance is passed over.
+
     Args:
         part: The utterances.
         buckets: Which come when.
@@ -176,17 +178,17 @@ class UtteranceLoader:
     def __init__(self, part: UtterancePart, buckets: Buckets, workers: int, bad: Reasons) -> None:
         self.part, self.buckets, self.workers, self.bad = part, buckets, workers, bad
         self._jobs = _Jobs(buckets)
-        self._pool: DataLoader[tuple[UtteranceBatch, Reasons]] | None = None
+        self._pool: DataLoader[Gathered] | None = None
 
     @property
-    def sampler(self) -> object:
+    def sampler(self) -> Schedule:
         """Where Lightning looks for `set_epoch`."""
         return self.buckets.schedule
 
     def __len__(self) -> int:
         return len(self.buckets)
 
-    def _results(self) -> Iterator[tuple[UtteranceBatch, Reasons]]:
+    def _results(self) -> Iterator[Gathered]:
         batches = _Batches(self.part)
         if not self.workers:
             return (batches[job] for job in self._jobs)
@@ -207,7 +209,8 @@ class UtteranceLoader:
         for batch, bad in self._results():
             report(bad, self.bad, self.part.utterances.source)
             self.buckets.schedule.give()
-            yield batch
+            if batch is not None:
+                yield batch
         self.buckets.schedule.end()
 
     def state_dict(self) -> dict[str, int]:

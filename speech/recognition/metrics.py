@@ -2,7 +2,7 @@
 
 The error rate is (substitutions + deletions + insertions) / units of the references, over the whole set.
 Which figure comes out depends on what is done to both texts before: that is the normaliser, and it is named
-wherever a figure is.
+wherever a figure is. Between words a space is a character, too, unless the normaliser takes it out.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def compare(
     import jiwer
 
     edits, confused = [], Counter[tuple[str, str]]()
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
+    for reference, hypothesis in zip(map(str.strip, references), map(str.strip, hypotheses), strict=True):
         true = list(reference) if by == "character" else reference.split()
         found = list(hypothesis) if by == "character" else hypothesis.split()
         if not true or not found:  # the library does not take empty ones
@@ -102,7 +102,7 @@ def compare(
             confused.update(("", unit) for unit in found)
             continue
         aligned = (jiwer.process_characters if by == "character" else jiwer.process_words)(
-            reference.strip(), hypothesis.strip()
+            reference, hypothesis
         )
         edits.append(Edits(aligned.hits, aligned.substitutions, aligned.deletions, aligned.insertions))
         for part in aligned.alignments[0]:

@@ -210,7 +210,10 @@ def _recipe(
     Raises:
         UsageError: `arguments` decide what is decided elsewhere, or the model has fixed what is not as fixed.
     """
-    known = inspect.signature(builder(find(name))).parameters
+    entry = find(name)
+    if entry.task != "recognition":
+        raise UsageError(f"{name} is for {entry.task}, not for recognition")
+    known = inspect.signature(builder(entry)).parameters
     decided: dict[str, Json] = {"vocab_size": vocab_size, "input_size": input_size, "ctc": ctc}
     places = {"vocab_size": "the data", "input_size": "the data", "ctc": "objective.ctc"}
     for key in decided:
