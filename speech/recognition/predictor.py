@@ -25,7 +25,7 @@ from manyheads.speech.models.paraformer import Paraformer
 from manyheads.speech.recognition import subtitles
 from manyheads.speech.recognition.decoding import Decoded, decode
 from manyheads.speech.recognition.preprocessing import Preprocessing
-from manyheads.speech.recognition.reading import PART_S, Reader, Record, Unit
+from manyheads.speech.recognition.reading import Reader, Record, Unit
 from manyheads.speech.recognition.segments import Rules
 from manyheads.speech.recognition.vad import KINDS, Kind, make_detector
 from manyheads.speech.sources import file_stem, list_audio
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from manyheads.core.hub import ModelConfig
 
-SHARD_S = 900  # of short ones
+SHARD_S = 900  # of recordings in a part file, about
+LONGEST_S = 600  # that a segment may have
 MOST_THREADS = 8
 SUBTITLES: dict[str, tuple[subtitles.Format, ...]] = {
     "none": (), "srt": ("srt",), "vtt": ("vtt",), "both": ("srt", "vtt"),
@@ -70,8 +71,8 @@ class Options:
                 close = did_you_mean(str(value), known)
                 raise UsageError(f"--{name} {value}: it takes {', '.join(known)}{close}")
         check_channel(self.channel)
-        if not 1 <= self.segment_seconds <= PART_S:
-            raise UsageError(f"--segment-seconds takes 1 to {PART_S}, not {self.segment_seconds}")
+        if not 1 <= self.segment_seconds <= LONGEST_S:
+            raise UsageError(f"--segment-seconds takes 1 to {LONGEST_S}, not {self.segment_seconds}")
         if self.batch_seconds < 1:
             raise UsageError(f"--batch-seconds must be at least 1, not {self.batch_seconds}")
 
