@@ -265,11 +265,12 @@ def _parquet(path: str, names: Mapping[str, str]) -> dict[str, list[Any]]:
         schema, count = file.schema_arrow, file.metadata.num_rows
         wanted = [names.get(name, name) for name in COLUMNS if names.get(name, name) in schema.names]
         audio = names["audio"]
-        packed = audio in schema.names and not pa.types.is_string(kind := schema.field(audio).type)
-        if packed and not pa.types.is_large_string(kind):
+        kind = schema.field(audio).type if audio in schema.names else pa.string()
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             column = f"{audio}.bytes" if pa.types.is_struct(kind) else audio
-            if pa.types.is_struct(kind) and "bytes" not in [field.name for field in kind]:
-                raise DataError(f"{path}: the column {audio!r} has neither bytes nor paths")
+            packed = [field.name for field in kind] if pa.types.is_struct(kind) else []
+            if "bytes" not in packed and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                raise DataError(f"{path}: the column {audio!r} holds {kind}, neither paths nor bytes")
             rest = file.read(columns=[name for name in wanted if name != audio]).to_pydict()
             return {audio: [Cell(os.path.abspath(path), column, row) for row in range(count)], **rest}
         return dict(file.read(columns=wanted).to_pydict())
