@@ -6,6 +6,7 @@ only, no lightning.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from manyheads.speech.recognition.vad import KINDS, Kind, make_detector
 from manyheads.speech.sources import file_stem, list_audio
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from manyheads.core.hub import ModelConfig
@@ -181,6 +183,30 @@ class Predictor:
         asked["segment_seconds"] = segment_seconds
         settings = {name: value for name, value in asked.items() if value is not None}
         return core.predict(self.configure(settings) if settings else self, source)
+
+    def transcribe(self, samples: Tensor | np.ndarray, sample_rate: int) -> pd.DataFrame:
+        """Predict one recording that is in memory; its id is "samples".
+
+        Args:
+            samples: Floating-point, full scale being 1.
+            sample_rate: In Hz; another than the model's is resampled.
+
+        Shape:
+            samples `[L]`, or `[channels, L]`.
+
+        Raises:
+            DataError: The samples cannot be used, and why.
+        """
+        import pandas as pd
+        import soundfile
+
+        values = torch.as_tensor(samples)
+        if not values.is_floating_point() or values.ndim not in (1, 2):
+            kind = f"{list(values.shape)} of {values.dtype}"
+            raise DataError(f"samples must be floating-point, [L] or [channels, L], not {kind}")
+        content = io.BytesIO()
+        soundfile.write(content, values.float().cpu().numpy().T, sample_rate, format="WAV", subtype="FLOAT")
+        return self.predict(pd.DataFrame({"audio": [content.getvalue()], "id": ["samples"]}))
 
     def shards(self, source: core.Source, size: int) -> list[tuple[Unit, ...]]:
         """Cut a source into shards of at most `size` recordings and about fifteen minutes.

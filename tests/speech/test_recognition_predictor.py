@@ -324,6 +324,25 @@ def test_model_folder(tmp_path):
         hub.make_predictor(*hub.load_model(tmp_path / "less"))
 
 
+def test_samples_in_memory(tmp_path):
+    of, samples = predictor(), talk(3, 1, 44100, pauses=[(0, 0.5)])
+    soundfile.write(tmp_path / "x.wav", samples.numpy(), 44100, subtype="FLOAT")
+    wanted = of.predict(str(tmp_path / "x.wav")).drop(columns="id")
+    assert wanted.text[0]
+    for same in (samples, samples.numpy(), samples.double(), torch.stack((samples, samples))):
+        found = of.transcribe(same, 44100)
+        assert found.id.tolist() == ["samples"]
+        pd.testing.assert_frame_equal(found.drop(columns="id"), wanted)
+    for bad, message in (
+        (samples.short(), "floating-point"),
+        (samples[None, None], "floating-point"),
+        (torch.zeros(0), "no samples"),
+        (samples * float("nan"), "NaN"),
+    ):
+        with pytest.raises(DataError, match=message):
+            of.transcribe(bad, 44100)
+
+
 def test_other_rates_and_rows(tmp_path):
     """A model of 8 kHz whose rows are 40 ms apart."""
     audio.write(tmp_path / "x.wav", talk(3, rate=RATE), RATE)
