@@ -4,8 +4,9 @@
   to folders not followed. Ids are relative paths.
 - Files: as given, whatever the suffix. Ids are their paths below their common folder.
 - A manifest (CSV, parquet, JSON lines): column `audio` with a path relative to the manifest, in parquet also
-  bytes, or a struct that has `bytes`; optional `id`, `text`, and `start` and `end` in seconds. Ids are the column `id`,
-  else the path, with `#start-end` behind it where a row is a part of a recording, else the row's number.
+  bytes, or a struct that has `bytes`; optional `id`, `text`, and `start` and `end` in seconds. Ids are the
+  column `id`, else the path, with `#start-end` behind it where a row is a part of a recording, else the row's
+  number.
 - A DataFrame with the same columns.
 
 Several sources together: ids begin with the source's name.

@@ -1,4 +1,4 @@
-"""Listings of recordings: folders, files, manifests, DataFrames; ids, parts, names for what is made of them."""
+"""Listings of recordings: folders, files, manifests, DataFrames; ids, parts, names for results."""
 
 from __future__ import annotations
 
