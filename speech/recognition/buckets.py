@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from manyheads.core.errors import DataError
+from manyheads.core.errors import DataError, UsageError
 from manyheads.core.loading import Indices, Schedule
 
 
@@ -32,7 +32,8 @@ class Buckets:
         seconds `[utterances]`.
 
     Raises:
-        DataError: An utterance alone is above the limit, or there is none.
+        DataError: There is no utterance.
+        UsageError: One alone is above the limit.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Buckets:
             raise DataError("there are no utterances to make batches of")
         longest = float(seconds.max())
         if longest > limit:
-            raise DataError(
-                f"an utterance takes {longest:.1f} s, and a batch at most {limit:g} s: raise batch_seconds, "
-                "or leave long utterances out with max_seconds"
+            raise UsageError(
+                f"an utterance takes {longest:.1f} s, and a batch at most {limit:g} s: raise "
+                "loading.batch_seconds, or leave long utterances out with loading.max_seconds"
             )
         self.shuffle, self.seed = shuffle, seed
         order = np.argsort(-seconds, kind="stable")

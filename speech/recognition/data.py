@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.recognition import digits
 from manyheads.speech.recognition.augment import Augment
 from manyheads.speech.recognition.buckets import Buckets
-from manyheads.speech.recognition.digits import Joining
+from manyheads.speech.recognition.digits import JoinedDigits, Joining, write_recordings
 from manyheads.speech.recognition.loading import (
     Policy,
     Reasons,
@@ -133,8 +133,13 @@ class RecognitionData(LightningDataModule):
 
     @property
     def path(self) -> Path:
-        """The file or folder that the utterances come from."""
-        return datasets.locate("fsdd") if self.dataset == digits.NAME else Path(self.dataset)
+        """The table that the utterances come from; of digits, the test's: it is written to the cache."""
+        if self.dataset != digits.NAME:
+            return Path(self.dataset)
+        self.setup()
+        test = cast(JoinedDigits, self.utterances["test"])
+        name = f"seed{self.seed}-" + "-".join(f"{value:g}" for value in asdict(self.joining).values())
+        return write_recordings(test, datasets.cache_folder() / "data" / "speech" / digits.NAME / name)
 
     @property
     def vocab_size(self) -> int:
@@ -171,14 +176,15 @@ class RecognitionData(LightningDataModule):
         if self.dataset == digits.NAME:
             if self.sample_rate != digits.RATE:
                 raise UsageError(f"{digits.NAME} is at {digits.RATE} Hz: set data.sample_rate to that")
+            folder = datasets.locate("fsdd")
             return {
-                part: digits.read_digits(self.path, part, self.joining, self.seed)
+                part: digits.read_digits(folder, part, self.joining, self.seed)
                 for part in ("train", "val", "test")
             }
         loading = self.loading
         limits = Limits(loading.min_seconds, loading.max_seconds, loading.bad == "skip")
         found = read_manifest(
-            self.path, self.columns, self.splits, limits, self.sample_rate, self.channel, self.seed
+            Path(self.dataset), self.columns, self.splits, limits, self.sample_rate, self.channel, self.seed
         )
         return dict(found)
 

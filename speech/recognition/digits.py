@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manyheads.core import files
 from manyheads.core.errors import DataError, UsageError
+from manyheads.speech import audio
 from manyheads.speech.recognition.utterances import Utterance
 
 NAME = "fsdd_connected"
@@ -141,6 +144,29 @@ class JoinedDigits:
             rounds = -(-int(self.counts[speaker :: len(self.speakers)].sum()) // len(places))
             found.append(np.concatenate([rng.permutation(places) for _ in range(max(1, rounds))]))
         return found
+
+
+def write_recordings(utterances: JoinedDigits, folder: Path) -> Path:
+    """Write utterances of the first epoch as sound files with a table, unless they are there.
+
+    Returns:
+        The table, with the columns id, audio and text.
+    """
+    table = folder / "metadata.csv"
+    if table.is_file():
+        return table
+    written = files.temporary(folder)
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    with (written / table.name).open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "audio", "text"])
+        for index, name in enumerate(utterances.ids):
+            samples, text = utterances.read(index)
+            audio.write(written / f"{name}.flac", samples, RATE)
+            rows.writerow([name, f"{name}.flac", text])
+    files.replace_folder(written, folder)
+    return table
 
 
 def _pause(rng: np.random.Generator, low: float, high: float) -> Tensor:

@@ -158,6 +158,7 @@ def read_manifest(
     kept, seconds = _usable(path, listing, limits, channel)
     parts = _divide(path, columns, splits, len(listing), np.array(kept), seed)
     found: dict[Part, Recordings] = {}
+    part: Part
     for part in ("train", "val", "test"):
         mine = np.flatnonzero(parts == part)
         refs = [listing[kept[i]] for i in mine]

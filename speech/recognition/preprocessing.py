@@ -138,7 +138,7 @@ class Preprocessing:
             None if cmvn is None else tuple(tuple(map(float, row)) for row in cmvn),  # type: ignore[arg-type, attr-defined]
             kind,  # type: ignore[arg-type]
             tuple(names),  # type: ignore[arg-type]
-            model,  # type: ignore[arg-type]
+            model,
             None if spelling is None else {word: tuple(parts) for word, parts in spelling.items()},
         )
         found.tokens()

@@ -46,8 +46,8 @@ class Recognizer(LightningModule):
         arguments: The model's own options (`manyheads models show NAME` lists them).
         objective: What is minimised.
         optimizer: AdamW, its rate by step, averaged weights.
-        normalizer: What is done to both texts before errors are counted: none | basic (lower case, no
-            punctuation, single spaces) | chinese (that, and no spaces).
+        normalizer: What is done to both texts before errors are counted: none (beside what the data do for
+            training) | basic (lower case, no punctuation, single spaces) | chinese (that, and no spaces).
 
     Raises:
         UsageError: The options do not go together.
@@ -78,7 +78,7 @@ class Recognizer(LightningModule):
         if not isinstance(model, Paraformer):
             raise UsageError(f"{name} is not trained here: a Paraformer is")
         self.model = model
-        self._found: list[tuple[int, list[int], list[int]]] = []
+        self._found: list[tuple[int, list[int]]] = []  # numbers of utterances, units
         self._tested: Tested | None = None
 
     @property
@@ -154,29 +154,29 @@ class Recognizer(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
 
     def _recognise(self, batch: UtteranceBatch) -> None:
-        """Keep what is recognised, and what was said."""
+        """Keep what is recognised."""
         found = self.model.packed(batch["features"], batch["lengths"])
-        counts = batch["text_lengths"].tolist()
-        said = [row[:count] for row, count in zip(batch["text"].tolist(), counts, strict=True)]
-        written = greedy(found.logits, found.counts)
-        self._found += zip(batch["index"].tolist(), said, written, strict=True)
+        self._found += zip(batch["index"].tolist(), greedy(found.logits, found.counts), strict=True)
 
     def _errors(self, part: Literal["val", "test"] = "val") -> tuple[dict[str, float], Tested]:
         """Compare all texts since the last call, of all processes."""
         found = self._found
         self._found = []
         if self.trainer.world_size > 1:
-            shares: list[list[tuple[int, list[int], list[int]]]] = [[]] * self.trainer.world_size
+            shares: list[list[tuple[int, list[int]]]] = [[]] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, found)
             found = [each for share in shares for each in share]
         found.sort(key=lambda each: each[0])
         data = self._data
-        said, written = ([data.vocabulary.text(each[k]) for each in found] for k in (1, 2))
-        references, hypotheses = ([normalize(t, self.normalizer) for t in texts] for texts in (said, written))
-        ids = [data.utterances[part].ids[each[0]] for each in found]
+        utterances = data.utterances[part]
+        # What the units cannot write is an error, too: the true texts are those of the data, not their units.
+        normalizer = data.normalizer if self.normalizer == "none" else self.normalizer
+        references = [normalize(utterances.texts[index], normalizer) for index, _ in found]
+        hypotheses = [normalize(data.vocabulary.text(ids), normalizer) for _, ids in found]
+        ids = [utterances.ids[index] for index, _ in found]
         characters, words = (compare(references, hypotheses, by) for by in ("character", "word"))
         tested = Tested(
-            ids, references, hypotheses, characters.edits, words.edits, characters.confused, self.normalizer
+            ids, references, hypotheses, characters.edits, words.edits, characters.confused, normalizer
         )
         return {"cer": total(characters.edits).rate, "wer": total(words.edits).rate}, tested
 

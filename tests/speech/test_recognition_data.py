@@ -164,8 +164,10 @@ def test_buckets_of_several_processes_share_the_batches() -> None:
     plans = [[i for batch in share.plan() for i in batch.tolist()] for share in shares]
     assert len(shares[0]) == len(shares[1])
     assert not set(plans[0]) & set(plans[1])
-    with pytest.raises(DataError, match="raise batch_seconds"):
+    with pytest.raises(UsageError, match="raise loading"):
         Buckets(seconds, 5.0)
+    with pytest.raises(DataError, match="no utterances"):
+        Buckets(seconds[:0], 5.0)
 
 
 def _same(one: UtteranceBatch, other: UtteranceBatch) -> bool:
