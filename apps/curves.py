@@ -23,7 +23,7 @@ def read_log(folder: Path) -> pd.DataFrame:
 
 
 def draw_curves(folder: Path, path: Path) -> None:
-    """Draw a run's losses, and beside them what else was measured in validation.
+    """Draw a run's losses, and beside them what was measured in validation alone.
 
     Args:
         folder: Of the CSV log.
@@ -34,7 +34,8 @@ def draw_curves(folder: Path, path: Path) -> None:
 
     table = read_log(folder)
     losses = [name for name in ("train_loss", "val_loss") if name in table]
-    others = [name for name in map(str, table.columns) if name.startswith("val_") and name not in losses]
+    measured = [name.removeprefix("val_") for name in map(str, table.columns) if name.startswith("val_")]
+    others = [f"val_{name}" for name in measured if f"train_{name}" not in table and name != "loss"]
     panels = [names for names in (losses, others) if names]
     if not panels:
         return
