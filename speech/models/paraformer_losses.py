@@ -91,11 +91,14 @@ def ctc(logits: Tensor, lengths: Tensor, text: Tensor, text_lengths: Tensor) -> 
     Shape:
         logits `[B, T, V]`, the blank first; lengths and text_lengths `[B]`; text `[B, U]`.
     """
+    device = logits.device
+    if logits.is_cuda and torch.are_deterministic_algorithms_enabled():  # CUDA's gradient is not
+        logits, lengths, text, text_lengths = (x.cpu() for x in (logits, lengths, text, text_lengths))
     logs = logits.log_softmax(-1).transpose(0, 1)
     losses = F.ctc_loss(
         logs, text.clamp(min=0), lengths, text_lengths, blank=0, reduction="none", zero_infinity=True
     )
-    return losses.sum() / len(text)
+    return (losses.sum() / len(text)).to(device)
 
 
 def with_end(text: Tensor, text_lengths: Tensor, end: int) -> Tensor:

@@ -29,6 +29,7 @@ from manyheads.speech.recognition.loading import (
 from manyheads.speech.recognition.manifest import Columns, Limits, Part, Splits, read_manifest
 from manyheads.speech.recognition.metrics import Normalizer, normalize
 from manyheads.speech.recognition.preprocessing import Features, Preprocessing
+from manyheads.speech.recognition.start import read_preprocessing
 from manyheads.speech.recognition.utterances import Utterances
 from manyheads.speech.vocabulary import Characters, Pieces, Vocabulary
 
@@ -106,6 +107,7 @@ class RecognitionData(LightningDataModule):
         augment: What is changed in training by chance.
         loading: Batches, workers, what is left out.
         joining: How digits are joined, of `fsdd_connected`.
+        start: A model folder whose units, mean and deviation are taken; the model's start says it.
     """
 
     def __init__(
@@ -121,13 +123,14 @@ class RecognitionData(LightningDataModule):
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
         joining: Joining = _JOINING,
+        start: str | None = None,
     ) -> None:
         super().__init__()
         self.dataset, self.sample_rate, self.seed = dataset, sample_rate, seed
         check_channel(channel)
         self.channel, self.columns, self.splits = channel, columns, splits
         self.features, self.units, self.augment = features, units, augment
-        self.loading, self.joining = loading, joining
+        self.loading, self.joining, self.start = loading, joining, start
         self.bad: Reasons = {}
         self._ready = False
 
@@ -166,10 +169,14 @@ class RecognitionData(LightningDataModule):
         if self._ready:
             return
         self.utterances: dict[Part, Utterances] = self._read()
-        self.vocabulary: Vocabulary = self._find_units()
-        plain = self.features.front_end(self.sample_rate)
-        self.cmvn = self._measure(plain)
-        self.front_end = self.features.front_end(self.sample_rate, self.cmvn)
+        self.vocabulary: Vocabulary
+        if self.start is None:
+            self.vocabulary = self._find_units()
+            cmvn: torch.Tensor | None = self._measure(self.features.front_end(self.sample_rate))
+        else:
+            begun = read_preprocessing(self.start, self.sample_rate, self.features)
+            self.vocabulary, cmvn = begun.tokens(), begun.front_end().cmvn
+        self.front_end = self.features.front_end(self.sample_rate, cmvn)
         self._ready = True
 
     def _read(self) -> dict[Part, Utterances]:
@@ -268,4 +275,5 @@ class RecognitionData(LightningDataModule):
     def preprocessing(self) -> dict[str, object]:
         """Return what a predictor needs to treat new recordings as these; plain JSON."""
         self.setup()
-        return Preprocessing.of(self.sample_rate, self.features, self.cmvn, self.vocabulary).to_json()
+        cmvn = self.front_end.cmvn
+        return Preprocessing.of(self.sample_rate, self.features, cmvn, self.vocabulary).to_json()

@@ -21,6 +21,7 @@ from manyheads.speech.recognition import optimization
 from manyheads.speech.recognition.metrics import Normalizer, compare, normalize, total
 from manyheads.speech.recognition.optimization import Optimizer
 from manyheads.speech.recognition.report import Tested
+from manyheads.speech.recognition.start import load_weights
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -46,6 +47,7 @@ class Recognizer(LightningModule):
         arguments: The model's own options (`manyheads models show NAME` lists them).
         objective: What is minimised.
         optimizer: AdamW, its rate by step, averaged weights.
+        start: A model folder that training goes on from: its weights, units, mean and deviation.
         normalizer: What is done to both texts before errors are counted: none (beside what the data do for
             training) | basic (lower case, no punctuation, single spaces) | chinese (that, and no spaces).
 
@@ -56,6 +58,7 @@ class Recognizer(LightningModule):
     LINKS: ClassVar[tuple[tuple[str, str, Literal["parse", "instantiate"]], ...]] = (
         ("data.vocab_size", "model.vocab_size", "instantiate"),
         ("data.input_size", "model.input_size", "instantiate"),
+        ("model.start", "data.start", "parse"),
     )
 
     def __init__(
@@ -66,6 +69,7 @@ class Recognizer(LightningModule):
         arguments: dict[str, Plain] | None = None,
         objective: Objective = Objective(),  # noqa: B008  # frozen, as those below
         optimizer: Optimizer = Optimizer(),  # noqa: B008
+        start: str | None = None,
         normalizer: Normalizer = "none",
     ) -> None:
         super().__init__()
@@ -77,6 +81,8 @@ class Recognizer(LightningModule):
         model = create_model(name, **self.builder_arguments)
         if not isinstance(model, Paraformer):
             raise UsageError(f"{name} is not trained here: a Paraformer is")
+        if start is not None:
+            load_weights(model, name, start)
         self.model = model
         self._found: list[tuple[int, list[int]]] = []  # numbers of utterances, units
         self._tested: Tested | None = None

@@ -18,6 +18,7 @@ from manyheads.speech.models.paraformer_losses import Objective
 from manyheads.speech.recognition.data import Augment, Features, Joining, Loading, RecognitionData
 from manyheads.speech.recognition.optimization import Optimizer, rate
 from manyheads.speech.recognition.preprocessing import Preprocessing
+from manyheads.speech.recognition.start import read_preprocessing
 from manyheads.speech.recognition.task import Recognizer
 
 DATA = os.environ.get("MANYHEADS_DATA")
@@ -98,6 +99,16 @@ def test_validation_is_what_the_model_folder_recognises(data: RecognitionData, t
     model, config = hub.load_model(tmp_path / "model")
     saved = Preprocessing.from_json(config.preprocessing)
     front_end, tokens = saved.front_end(), saved.tokens()
+    goes_on = make(data, start=str(tmp_path / "model"))
+    assert all(value.equal(goes_on.model.state_dict()[key]) for key, value in task.model.state_dict().items())
+    begun = RecognitionData(
+        sample_rate=8000, features=data.features, joining=data.joining, start=str(tmp_path / "model")
+    )
+    assert begun.preprocessing() == data.preprocessing()
+    with pytest.raises(UsageError, match=r"start: .* has sample_rate 8000, and the data 16000"):
+        read_preprocessing(str(tmp_path / "model"), 16000, data.features)
+    with pytest.raises(UsageError, match=r"do not fit: .*ctc"):
+        make(data, start=str(tmp_path / "model"), objective=Objective(ctc=0.3))
     assert task._tested is not None
     for index in range(6):
         samples, _ = data.utterances["test"].read(index)
