@@ -77,6 +77,13 @@ def test_fit_validate_test_and_predict(
     rows = pd.concat([pd.read_parquet(part) for part in (run / "predictions").glob("part-*.parquet")])
     assert set(rows["id"]) == set(texts["id"])
 
+    further = tmp_path / "further"
+    more = ("--model.start", run / "model", "--model.objective.mwer", 0.1, "--trainer.max_epochs", 1)
+    assert call("speech", "fit", *small, "--output", further, *more) == 0
+    assert "train_mwer" in read_log(further / "logs")
+    assert hub.read_config(further / "model").preprocessing == folder.preprocessing
+    assert call("speech", "test", "--config", further / "config.yaml") == 0
+
 
 @needs_data
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
