@@ -17,11 +17,13 @@ from manyheads.core.errors import UsageError
 from manyheads.core.products import project
 from manyheads.speech.models import paraformer_losses
 from manyheads.speech.models.cif import CifPredictor, Predicted
+from manyheads.speech.models.conformer import ConformerEncoder, Positions
 from manyheads.speech.models.glancing import glance
 from manyheads.speech.models.paraformer_losses import Objective
 from manyheads.speech.models.paraformer_mwer import expected_errors
 from manyheads.speech.models.sanm import SanmEncoder
 from manyheads.speech.models.sanm_decoder import SanmDecoder
+from manyheads.speech.models.transformer_decoder import TransformerDecoder
 from manyheads.speech.tokens import BLANK, END, START
 
 PARTS = 3  # of a row, in the predictor for timestamps
@@ -76,7 +78,11 @@ class Paraformer(nn.Module):
     """
 
     def __init__(
-        self, encoder: SanmEncoder, predictor: CifPredictor, decoder: SanmDecoder, ctc: bool = False
+        self,
+        encoder: SanmEncoder | ConformerEncoder,
+        predictor: CifPredictor,
+        decoder: SanmDecoder | TransformerDecoder,
+        ctc: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.predictor, self.decoder = encoder, predictor, decoder
@@ -96,11 +102,12 @@ class Paraformer(nn.Module):
             max_tokens: Size of the token axis, without a look at the predictor's counts (to export, or to
                 spare a GPU the wait); tokens beyond it are dropped. None is the most of a row.
         """
-        return self.decode(self.encoder(features, lengths), lengths, max_tokens)
+        spans = None if lengths is None else self.encoder.spans(lengths)
+        return self.decode(self.encoder(features, lengths), spans, max_tokens)
 
     def packed(self, features: Tensor, lengths: Tensor) -> Recognised:
         """Recognise recordings of unequal lengths without computing their padding; for evaluation."""
-        encoded = self.encoder.packed(features, lengths)
+        encoded, lengths = self.encoder.packed(features, lengths), self.encoder.spans(lengths)
         found: Predicted = self.predictor(encoded, lengths)
         logits = self.decoder.packed(found.tokens, found.counts, encoded, lengths)
         return Recognised(logits, found.counts, encoded, found.alphas, found.fires)
@@ -108,7 +115,7 @@ class Paraformer(nn.Module):
     def decode(
         self, encoded: Tensor, lengths: Tensor | None = None, max_tokens: int | None = None
     ) -> Recognised:
-        """Find and write the tokens of encoded recordings."""
+        """Find and write the tokens of encoded recordings, of so many encoded rows."""
         found: Predicted = self.predictor(encoded, lengths, max_tokens=max_tokens)
         counts = found.counts if max_tokens is None else found.counts.clamp(max=max_tokens)
         logits = self.decoder(found.tokens, counts, encoded, lengths)
@@ -139,7 +146,7 @@ class Paraformer(nn.Module):
         """
         targets = paraformer_losses.with_end(text, text_lengths, END)
         counts = text_lengths + 1
-        encoded = self.encoder(features, lengths)
+        encoded, lengths = self.encoder(features, lengths), self.encoder.spans(lengths)
         found: Predicted = self.predictor(encoded, lengths, targets=counts, max_tokens=targets.shape[1])
         tokens, guessed = found.tokens, None
         if objective.glancing > 0:
@@ -263,3 +270,44 @@ def paraformer_large(
         dropout: Of every part.
     """
     return paraformer(vocab_size, timestamps=timestamps, streaming=streaming, dropout=dropout)
+
+
+def paraformer_conformer(
+    vocab_size: int,
+    input_size: int = 80,
+    dim: int = 256,
+    heads: int = 4,
+    units: int = 2048,
+    encoder_blocks: int = 12,
+    decoder_blocks: int = 6,
+    width: int = 15,
+    dropout: float = 0.1,
+    positions: Positions = "legacy",
+    ctc: bool = True,
+    tail: float = 0.45,
+) -> Paraformer:
+    """Build the Paraformer of the AISHELL recipe, with a Conformer for an encoder; its rows are of 40 ms.
+
+    Args:
+        vocab_size: Tokens of the list; blank, start and end come first.
+        input_size: Channels of a frame of features, which the front end does not stack (stack 1, stride 1).
+        dim, heads, units: Of all layers.
+        encoder_blocks, decoder_blocks: How many.
+        width: Rows that a filter of the encoder spans; odd.
+        dropout: Of every part.
+        positions: "legacy" as in the recipe, whose published weights need it; "relative" as in the paper.
+        ctc: With a CTC head, as in the recipe, where its loss weighs 0.3.
+        tail: Weight of a row of zeros behind each recording.
+
+    Raises:
+        UsageError: A size is not positive or does not fit the others.
+
+    Example:
+        >>> model = paraformer_conformer(100, dim=64, units=128, encoder_blocks=2, decoder_blocks=2)
+        >>> model(torch.zeros(1, 100, 80)).encoded.shape
+        torch.Size([1, 24, 64])
+    """
+    encoder = ConformerEncoder(input_size, dim, heads, units, encoder_blocks, width, dropout, positions)
+    decoder = TransformerDecoder(vocab_size, dim, heads, units, decoder_blocks, dropout)
+    predictor = CifPredictor(dim, depthwise=True, dropout=dropout, tail=tail)
+    return Paraformer(encoder, predictor, decoder, ctc)

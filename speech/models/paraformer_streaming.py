@@ -24,7 +24,8 @@ from manyheads.core.ops import FireState, continuous_integrate_and_fire
 from manyheads.core.products import project
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.models.paraformer import Paraformer, greedy
-from manyheads.speech.models.sanm import Past
+from manyheads.speech.models.sanm import Past, SanmEncoder
+from manyheads.speech.models.sanm_decoder import SanmDecoder
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,23 @@ class FeatureStream:
     def __init__(self, model: Paraformer, chunks: Chunks | None = None) -> None:
         if model.training:
             raise UsageError("streaming: put the model in evaluation mode first (model.eval())")
-        if not model.decoder.causal:
+        encoder, decoder = model.encoder, model.decoder
+        if not isinstance(encoder, SanmEncoder) or not isinstance(decoder, SanmDecoder):
+            raise UsageError("streaming: this model cannot (Conformer encoder); build a `paraformer`")
+        if not decoder.causal:
             raise UsageError("streaming: the decoder sees later tokens; build the model with streaming=True")
         self.model, self.chunks = model, Chunks() if chunks is None else chunks
-        weight = model.encoder.after_norm.weight
-        channels = model.encoder.layers[0].norm1.normalized_shape[0]
+        self.encoder, self.decoder = encoder, decoder
+        weight = encoder.after_norm.weight
+        channels = encoder.layers[0].norm1.normalized_shape[0]
         overlap = self.chunks.before + self.chunks.ahead
         self.pending = weight.new_zeros(1, 0, channels)
         self.overlap = weight.new_zeros(1, overlap, channels)  # the last rows, with their positions
         self.seen = 0  # rows that were in a chunk
         self.ended = False
-        self.encoder_past: list[Past | None] = [None] * len(model.encoder.layers)
-        self.decoder_past: list[Past | None] = [None] * len(model.decoder.decoders)
-        self.memories: list[Tensor | None] = [None] * len(model.decoder.decoders)
+        self.encoder_past: list[Past | None] = [None] * len(encoder.layers)
+        self.decoder_past: list[Past | None] = [None] * len(decoder.decoders)
+        self.memories: list[Tensor | None] = [None] * len(decoder.decoders)
         self.fire_state: FireState | None = None
 
     def push(self, rows: Tensor) -> list[int]:
@@ -146,7 +151,7 @@ class FeatureStream:
         return Step(greedy(logits, count)[0], logits, encoded, tokens)
 
     def _encode(self, chunk: Tensor) -> Tensor:
-        encoder, chunks = self.model.encoder, self.chunks
+        encoder, chunks = self.encoder, self.chunks
         window = torch.cat((self.overlap, encoder.place(chunk, self.seen)), 1)
         self.seen += chunk.shape[1]
         self.overlap = window[:, window.shape[1] - self.overlap.shape[1] :]
@@ -181,7 +186,7 @@ class FeatureStream:
         return fired.tokens
 
     def _write(self, tokens: Tensor, encoded: Tensor) -> Tensor:
-        decoder, x = self.model.decoder, tokens
+        decoder, x = self.decoder, tokens
         keep = self.chunks.decoder_back * self.chunks.size
         for number, layer in enumerate(decoder.decoders):
             past, memory = self.decoder_past[number], self.memories[number]

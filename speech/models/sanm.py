@@ -145,19 +145,22 @@ class FeedForward(nn.Module):
         dim: Width of input and output.
         units: Width between.
         dropout: Of what is between.
+        silu: SiLU in the place of the ReLU.
 
     Shape:
         x and the result `[..., dim]`.
     """
 
-    def __init__(self, dim: int, units: int, dropout: float) -> None:
+    def __init__(self, dim: int, units: int, dropout: float, silu: bool = False) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.silu = dropout, silu
         self.w_1, self.w_2 = nn.Linear(dim, units), nn.Linear(units, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it to every row."""
-        return project(self.w_2, F.dropout(project(self.w_1, x).relu(), self.dropout, self.training))
+        between = project(self.w_1, x)
+        between = F.silu(between) if self.silu else between.relu()
+        return project(self.w_2, F.dropout(between, self.dropout, self.training))
 
 
 class EncoderLayer(nn.Module):
@@ -211,6 +214,8 @@ class SanmEncoder(nn.Module):
         UsageError: A size is not positive, the heads do not divide dim, or input_size is odd.
     """
 
+    stride = 1  # rows of features to an encoded row
+
     def __init__(
         self,
         input_size: int = 560,
@@ -236,6 +241,10 @@ class SanmEncoder(nn.Module):
     def layers(self) -> list[EncoderLayer]:
         """All layers in order."""
         return [layer for group in (self.encoders0, self.encoders) for layer in group]  # type: ignore[misc]
+
+    def spans(self, lengths: Tensor) -> Tensor:
+        """Encoded rows of recordings of so many rows of features: as many."""
+        return lengths
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode padded recordings."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+
+PEER = (
+    "conformer.encoder", "paraformer.cif_predictor", "paraformer.decoder", "paraformer.model",
+    "sanm.encoder",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +22,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def funasr() -> Callable[[str], Any]:
+    """Model classes of funasr's by their registered names, where it is installed (`pip install funasr`)."""
+    pytest.importorskip("funasr")
+    for module in PEER:
+        importlib.import_module(f"funasr.models.{module}")
+    classes: dict[str, Any] = importlib.import_module("funasr.register").tables.model_classes
+    return classes.__getitem__
