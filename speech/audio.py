@@ -107,6 +107,10 @@ class Recording:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __len__(self) -> int:

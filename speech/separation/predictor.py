@@ -114,14 +114,6 @@ class Separated:
     doubtful: int
 
 
-@dataclass
-class _Open:
-    """The recording that was read last."""
-
-    ref: AudioRef | None = None
-    recording: Recording | None = None
-
-
 class Predictor:
     """Separates the speakers of recordings.
 
@@ -147,7 +139,7 @@ class Predictor:
     def __init__(self, model: nn.Module, sample_rate: int, options: Options | None = None) -> None:
         self.model, self.sample_rate = model.eval(), sample_rate
         self.options = Options() if options is None else options
-        self._open = _Open()
+        self._open: tuple[AudioRef, Recording] | None = None  # what was read last
 
     @classmethod
     def from_folder(cls, model: nn.Module, config: ModelConfig) -> Predictor:
@@ -283,13 +275,12 @@ class Predictor:
         """
         if record.fault is not None:
             raise BadRecord(record.fault)
-        if self._open.ref != record.ref or self._open.recording is None:
-            if self._open.recording is not None:
-                self._open.recording.__exit__()
+        if self._open is None or self._open[0] != record.ref:
             recording = Recording(record.ref.load(), self.sample_rate, self.options.channel)
-            self._open = _Open(record.ref, recording)
-        assert self._open.recording is not None
-        return self._open.recording.read(record.first + record.start, record.first + record.stop)
+            if self._open is not None:
+                self._open[1].close()
+            self._open = record.ref, recording
+        return self._open[1].read(record.first + record.start, record.first + record.stop)
 
     def collate(self, samples: Sequence[Tensor]) -> list[Tensor]:
         """Leave spans as they are: chunks make the batches."""

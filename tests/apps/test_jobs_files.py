@@ -208,3 +208,10 @@ def test_no_folder_where_no_row_carries_a_file(options, fake, tmp_path, inspect_
     source = inspect_folder.write_source(tmp_path / "in.txt", records=12, bad=tuple(range(4, 12)))
     start(options, fake, "filing", inputs=[str(source)], shard_size=4, max_bad=1)
     assert sorted(file.name for file in options.output.glob("files-*")) == ["files-00000"]
+
+
+def test_no_results_where_there_is_nothing_to_make(options, fake, tmp_path, inspect_folder):
+    source = inspect_folder.write_source(tmp_path / "in.txt", records=8, bad=tuple(range(8)))
+    assert start(options, fake, "joining", inputs=[str(source)], max_bad=1).exit_code == 0
+    assert not (options.output / "results").exists()
+    assert not list(options.output.glob(".tmp-*"))
