@@ -28,7 +28,7 @@ DATASETS: tuple[DataSet, ...] = (
     DataSet(
         name="librispeech_speakers",
         domain="speech",
-        summary="LibriSpeech clips of 100 speakers and of 10 others for the test, 16 kHz, without text: to mix",
+        summary="LibriSpeech clips of 100 speakers, and of 10 others for the test, 16 kHz, without text",
         licence="CC BY 4.0 (V. Panayotov et al., from LibriVox)",
         files=_files("librispeech_speakers"),
         split="by folder",

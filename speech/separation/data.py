@@ -18,7 +18,7 @@ from manyheads.speech.separation.speakers import Columns, Part, Recordings, Spli
 from manyheads.speech.separation.voices import Voices
 from manyheads.speech.sources import TABLES, list_audio
 
-__all__ = ["Columns", "Loading", "MixtureBatch", "Mixing", "SeparationData", "Splits"]
+__all__ = ["Columns", "Loading", "Mixing", "MixtureBatch", "SeparationData", "Splits"]
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class SeparationData(LightningDataModule):
 
     def _evaluated(self, part: Part) -> MixtureLoader:
         mixtures = self.part(part)
-        # All processes get every mixture: a share would give one of them twice where they do not come out even.
+        # All processes get every mixture: equal shares would hold one of them twice.
         schedule = Schedule(len(mixtures), self.loading.eval_batch_size)
         return MixtureLoader(mixtures, schedule, self.loading.workers)
 

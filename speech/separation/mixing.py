@@ -1,14 +1,14 @@
 """Mixtures of voices, made when they are asked for: other ones each epoch, the same for the same numbers.
 
 A mixture is a function of (seed, epoch, index): who speaks, which piece of which recording, how fast, how
-loud, in which room, in which noise. For validation and test the recordings are whole and each epoch's the same.
+loud, in which room, in which noise. For validation and test recordings are whole, and each epoch's the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -47,13 +47,13 @@ class Mixing:
 
     seconds: float = 2.0
     mode: Mode = "min"
-    levels: list[float] = (-33.0, -25.0)  # type: ignore[assignment]  # a list would be shared
-    speeds: list[float] = (1.0,)  # type: ignore[assignment]
+    levels: list[float] = field(default_factory=lambda: [-33.0, -25.0])
+    speeds: list[float] = field(default_factory=lambda: [1.0])
     reverberation: float = 0.0
-    decay_seconds: list[float] = (0.1, 0.6)  # type: ignore[assignment]
+    decay_seconds: list[float] = field(default_factory=lambda: [0.1, 0.6])
     target: Literal["reverberant", "dry"] = "reverberant"
     noise: str | None = None
-    noise_db: list[float] = (5.0, 20.0)  # type: ignore[assignment]
+    noise_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
     noise_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ class Mixer:
         return (piece if percent == 100 else _resampler(percent)(piece))[:wanted]
 
     def _together(self, pieces: Sequence[Tensor], rng: np.random.Generator) -> Tensor:
-        """Give all voices one length; in "max", where whole recordings all begin together, others anywhere."""
+        """Give all voices one length. In "max" whole recordings begin together, others anywhere."""
         lengths = [len(piece) for piece in pieces]
         if self.options.mode == "min":
             return torch.stack([piece[: min(lengths)] for piece in pieces])
@@ -202,7 +202,8 @@ class Mixer:
             noise = noise.repeat(-(-length // len(noise)))[:length]
             if not _rms(noise) > SILENT:
                 return torch.zeros(length)
-        down = rng.uniform(*self.options.noise_db)
+        least, most = self.options.noise_db
+        down = rng.uniform(least, most)
         return noise / _rms(noise) * _rms(mixture) * 10 ** (-down / 20)
 
 
@@ -235,7 +236,8 @@ def _rms(samples: Tensor) -> Tensor:
 
 
 def _drawn(decibels: Sequence[float], rng: np.random.Generator, count: int) -> Tensor:
-    levels = rng.uniform(*decibels, (count, 1))
+    lowest, highest = decibels
+    levels = rng.uniform(lowest, highest, (count, 1))
     return torch.from_numpy(10 ** (levels / 20)).float()
 
 

@@ -59,9 +59,7 @@ class Tested:
                 found = row.score
                 figures = (found.improvement, found.si_sdr, found.mixture_si_sdr, *found.voices)
                 order = " ".join(str(n + 1) for n in found.order)
-                rows.writerow(
-                    [row.id, f"{row.seconds:.3f}", *(f"{figure:.3f}" for figure in figures), order]
-                )
+                rows.writerow([row.id, f"{row.seconds:.3f}", *(f"{figure:.3f}" for figure in figures), order])
         draw(self, folder / PICTURE)
         gains = self.improvements
         worst = self.rows[int(gains.argmin())]

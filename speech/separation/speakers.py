@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,14 @@ def find_speakers(
         refs, names, parts = _of_folder(source)
     if parts is None:
         parts = _divided(names, splits, speakers, seed, str(source))
-    elif "val" not in parts:
+    of = _part_of_each(names, parts, str(source))
+    if "val" not in parts:
         parts = _with_validation(names, parts, splits, speakers, seed)
-    _check(names, parts, speakers, str(source))
+        of = _part_of_each(names, parts, str(source))
+    for part in PARTS:
+        count = list(of.values()).count(part)
+        if count < speakers and (part != "test" or count):  # a source may have no test
+            raise DataError(f"{source}: {count} {part} speakers are not enough to mix {speakers}")
     found = {part: Recordings([], []) for part in PARTS}
     for ref, name, part in zip(refs, names, parts, strict=True):
         found[part].refs.append(ref)
@@ -105,9 +111,8 @@ def _of_table(table: Path, columns: Columns) -> tuple[list[AudioRef], list[str],
     refs = list(list_audio(table, audio_column=columns.audio))
     frame = _read(table, [columns.speaker, columns.split])
     if columns.speaker not in frame:
-        raise DataError(
-            f"{table} has no column {columns.speaker!r}{did_you_mean(columns.speaker, list(frame))}"
-        )
+        hint = did_you_mean(columns.speaker, [str(name) for name in frame])
+        raise DataError(f"{table} has no column {columns.speaker!r}{hint}")
     names = frame[columns.speaker].astype(object).where(frame[columns.speaker].notna(), None).tolist()
     for row, name in enumerate(names, 1):
         if name is None:
@@ -132,10 +137,15 @@ def _read(table: Path, wanted: Sequence[str]) -> pd.DataFrame:
 
 def _part(value: object, where: str) -> Part:
     text = str(value)
-    name = text.split("-")[0].split("_")[0]
+    name = _stem(text)
     if name not in _NAMES:
         raise DataError(f"{where}: {text!r} is none of {', '.join(_NAMES)}")
     return _NAMES[name]
+
+
+def _stem(name: str) -> str:
+    """Return what stands before the first dash, line or slash: `train` of `train-clean-100/1.flac`."""
+    return re.split("[-_/]", name, maxsplit=1)[0]
 
 
 def _of_folder(folder: Path) -> tuple[list[AudioRef], list[str], list[Part] | None]:
@@ -146,7 +156,7 @@ def _of_folder(folder: Path) -> tuple[list[AudioRef], list[str], list[Part] | No
         if len(place) < 2:
             raise DataError(f"{folder}: {ref.id} lies in no speaker's folder")
     tops = {place[0] for place in places}
-    if all(top.split("-")[0].split("_")[0] in _NAMES for top in tops):
+    if all(_stem(top) in _NAMES for top in tops):
         for ref, place in zip(refs, places, strict=True):
             if len(place) < 3:
                 raise DataError(f"{folder}: {ref.id} lies in no speaker's folder")
@@ -165,7 +175,7 @@ def _divided(names: Sequence[str], splits: Splits, least: int, seed: int, source
             f"{source}: {len(order)} speakers are not enough for three parts of {least} or more each"
         )
     of = dict(zip(order.tolist(), ["test"] * test + ["val"] * val + ["train"] * len(order), strict=False))
-    return [of[name] for name in names]  # type: ignore[misc]
+    return [of[name] for name in names]
 
 
 def _with_validation(
@@ -179,13 +189,10 @@ def _with_validation(
     return ["val" if part == "train" and name in chosen else part for name, part in pairs]
 
 
-def _check(names: Sequence[str], parts: Sequence[Part], least: int, source: str) -> None:
-    """Refuse a speaker in two parts, and parts with too few speakers; a source may have no test."""
+def _part_of_each(names: Sequence[str], parts: Sequence[Part], source: str) -> dict[str, Part]:
+    """Return each speaker's part; refuse a speaker in two."""
     of: dict[str, Part] = {}
     for name, part in zip(names, parts, strict=True):
         if of.setdefault(name, part) != part:
             raise DataError(f"{source}: speaker {name} is in two parts, {of[name]} and {part}")
-    for part in PARTS:
-        count = list(of.values()).count(part)
-        if count < least and (part != "test" or count):
-            raise DataError(f"{source}: {count} {part} speakers are not enough to mix {least}")
+    return of

@@ -19,6 +19,7 @@ from manyheads.speech.recognition import optimization
 from manyheads.speech.recognition.optimization import Optimizer
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
 from manyheads.speech.separation.report import Measured, Tested
+from manyheads.speech.separation.start import start as cosine_start
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -55,6 +56,8 @@ class Separator(LightningModule):
         speakers: Voices of a mixture; the data say it.
         name: Catalogue name of the model.
         arguments: The model's own options (`manyheads models show NAME` lists them).
+        start: The weights that a training begins with: as "published", or "cosine" filters and attention that
+            sees, with which a short training gets further.
         objective: What is minimised.
         optimizer: AdamW, its rate by step, averaged weights.
 
@@ -71,7 +74,8 @@ class Separator(LightningModule):
         speakers: int,
         name: str = "mossformer",
         arguments: dict[str, Plain] | None = None,
-        objective: Objective = Objective(),  # noqa: B008  # frozen, as that below
+        start: Literal["published", "cosine"] = "published",
+        objective: Objective = Objective(),  # frozen, as that below
         optimizer: Optimizer = Optimizer(),  # noqa: B008
     ) -> None:
         super().__init__()
@@ -87,6 +91,8 @@ class Separator(LightningModule):
         self.name, self.objective, self.optimizer = name, objective, optimizer
         self.builder_arguments: dict[str, Json] = {"num_spks": speakers, **(arguments or {})}
         self.model = create_model(name, **self.builder_arguments)
+        if start == "cosine":
+            cosine_start(self.model)
         self._found: list[Measured] = []
         self._tested: Tested | None = None
 
@@ -150,7 +156,9 @@ class Separator(LightningModule):
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
         if self.objective.halve_after:
             figure, mode = self.monitor
-            halving = ReduceLROnPlateau(optimizer, mode, 0.5, self.objective.halve_after)
+            halving = ReduceLROnPlateau(
+                optimizer, mode, 0.5, self.objective.halve_after, threshold_mode="abs", eps=0
+            )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halving, "monitor": figure}}
         schedule = optimization.make_schedule(optimizer, self.optimizer, self._steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -173,7 +181,11 @@ class Separator(LightningModule):
         for row, (index, id, length) in enumerate(
             zip(batch["index"].tolist(), batch["ids"], batch["lengths"].tolist(), strict=True)
         ):
-            own = estimates[row, :, :length], batch["sources"][row, :, :length], batch["mixture"][row, :length]
+            own = (
+                estimates[row, :, :length],
+                batch["sources"][row, :, :length],
+                batch["mixture"][row, :length],
+            )
             seconds = length / self._data.sample_rate
             self._found.append(Measured(index, id, seconds, score(*own)))
 
