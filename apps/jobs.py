@@ -310,7 +310,9 @@ def _report(options: JobOptions, result: JobResult, before: Counts | None) -> No
             if result.preparing is not None:
                 run += f", reading and preparing {result.preparing:.0%} of CPU"
         totals = f"{result.records} records, {result.rows} rows, {result.bad} bad"
-        print(f"{totals} -> {options.output} ({run})", file=sys.stderr)
+        results = options.output / finishing.RESULTS
+        also = f", made of them: {results}" if results.exists() else ""
+        print(f"{totals} -> {options.output}{also} ({run})", file=sys.stderr)
     if result.exit_code == TOO_MANY_BAD:
         share = result.bad / max(1, result.records)
         print(

@@ -37,6 +37,7 @@ RESAMPLED = 1 << 20  # samples that one call resamples, about
 FILTER_WIDTH, ROLLOFF = 6, 0.99  # torchaudio's defaults
 LARGEST_FILTER = 1 << 23  # numbers in a resampling filter, which common rates need by far not
 UNKNOWN = 0xFFFF0000  # sizes above stand in headers of what was written to a pipe
+LONGEST = 1 << 53  # frames that can be; libsndfile gives more where a header says nothing
 EXACT = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # subtypes whose samples are found by their number
 OGG_PAGE = 65_307  # bytes of the longest
 
@@ -289,6 +290,8 @@ def _open(source: Source) -> tuple[_Onward, AudioInfo]:
     try:
         if not info.frames:
             raise BadRecord("it has no samples")
+        if info.frames > LONGEST:
+            raise BadRecord("its header does not say how long it is: write it anew as a file, not to a pipe")
         _check_end(file, source)
     except BadRecord:
         file.close()

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+import torchaudio.functional as audio_functional
 
 from manyheads.apps import cli
 from manyheads.core import hub
@@ -158,7 +159,7 @@ def write_mixture(folder, minutes, bands):
     path = folder / "mix.flac"
     with soundfile.SoundFile(path, "w", 2 * RATE, 1, "PCM_16", format="FLAC") as file:
         for piece in both.sum(0).split(60 * RATE):
-            file.write(np.repeat(piece.numpy(), 2).clip(-1, 1))  # the upper half is images of the lower
+            file.write(audio_functional.resample(piece, RATE, 2 * RATE).clamp(-1, 1).numpy())
     return path, both
 
 

@@ -154,6 +154,14 @@ def test_a_wav_written_to_a_pipe_has_no_length_and_is_whole(files):
     assert torch.equal(audio.read(bytes(content), RATE), audio.read(files["wav"], RATE))
 
 
+def test_a_flac_written_to_a_pipe_is_refused_with_the_reason(files):
+    content = bytearray(files["flac"].read_bytes())
+    content[21] &= 0xF0  # the 36 bits of the number of samples
+    content[22:26] = bytes(4)
+    with pytest.raises(BadRecord, match="its header does not say how long it is"):
+        audio.inspect(bytes(content))
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg", "a.raw", "a.txt"])
 def test_what_is_no_audio(tmp_path, name):
     path = tmp_path / name
