@@ -1,9 +1,9 @@
-"""Published weights of MossFormer and MossFormer2, read from their files and loaded strictly.
+"""Published weights of MossFormer and MossFormer2: read from their files, loaded strictly, made our folders.
 
 The two models have been published by three codes, each with names of its own: "modelscope" (both models, on
 ModelScope), "clearervoice" (MossFormer2 on Hugging Face; its code, ClearerVoice-Studio, trains either
 model) and "standalone" (MossFormer2 for LibriMix, WSJ0 and WHAMR!, on Hugging Face too). What a file holds
-is seen by its keys; the caller says what is expected, and anything else is refused.
+is seen by its keys; the caller of `load_weights` says what is expected, and anything else is refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from manyheads.core import hub
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.weights import check_fit
-from manyheads.speech.models.mossformer import MossFormer
-from manyheads.speech.models.mossformer2 import MossFormer2
+from manyheads.speech.models.mossformer import MossFormer, mossformer
+from manyheads.speech.models.mossformer2 import MossFormer2, mossformer2
 
 Separator = MossFormer | MossFormer2
 Names = tuple[tuple[str, str], ...]
@@ -86,15 +87,100 @@ def load_weights(model: Separator, state: Mapping[str, Tensor], dialect: str) ->
     names = DIALECTS[kind].get(dialect)
     if names is None:
         raise UsageError(f"{kind.__name__} has no dialect {dialect!r} ({', '.join(DIALECTS[kind])})")
+    state = _bare(state)
+    _check_origin(kind, state, dialect)
+    renamed = _renamed(state, names, kind)
+    check_fit(model, renamed, type(model).__name__)
+    model.load_state_dict(renamed, strict=True)
+
+
+def convert(
+    published: str | Path,
+    folder: str | Path,
+    *,
+    sample_rate: int,
+    group_size: int = 256,
+    mapping: bool = False,
+) -> hub.ModelConfig:
+    """Write a model folder from a published one; which model, dialect and sizes it has, its weights tell.
+
+    Args:
+        published: What `read_weights` takes.
+        folder: The model folder to write.
+        sample_rate: Of the recordings that the model was trained with, in Hz: no file holds it.
+        group_size: Frames within which its attention is quadratic; all published models have 256.
+        mapping: It gives the sources' features, not masks: the published one for WHAMR! does, and no other.
+
+    Raises:
+        UsageError: The sample rate is not positive; only a MossFormer2 can map.
+        DataError: The weights cannot be read, are no such model's, or their shapes do not fit together.
+
+    Example:
+        >>> convert("MossFormer2_SS_16K", "mossformer2_16k", sample_rate=16000)  # doctest: +SKIP
+    """
+    if sample_rate < 1:
+        raise UsageError(f"sample_rate must be positive, not {sample_rate}")
+    state = _bare(read_weights(published))
+    kind, dialects = _origin(state)
+    if mapping and kind is not MossFormer2:
+        raise UsageError("mapping: these are weights of MossFormer, which gives masks")
+    arguments = _sizes(_renamed(state, DIALECTS[kind][dialects[0]], kind), kind) | {"group_size": group_size}
+    if kind is MossFormer2:
+        arguments["mapping"] = mapping
+    name = kind.__name__.lower()
+    model = {MossFormer: mossformer, MossFormer2: mossformer2}[kind](**arguments)  # type: ignore[operator]
+    load_weights(model, state, dialects[0])
+    return hub.save(
+        folder,
+        model,
+        domain="speech",
+        name=name,
+        arguments=arguments,
+        preprocessing={"sample_rate": sample_rate},
+        training={"converted_from": Path(published).name, "dialect": dialects[0]},
+    )
+
+
+def _sizes(state: Mapping[str, Tensor], kind: type[Separator]) -> dict[str, int | bool]:
+    """The builder's arguments, by the shapes of weights with our names."""
+    encoder, blocks = ("encoder", "att_mdl") if kind is MossFormer else ("enc", "intra_mdl")
+    layers = f"{_MASK_NET}{blocks}.mossformerM.layers."
+    numbers = {key.removeprefix(layers).partition(".")[0] for key in state if key.startswith(layers)}
+    wanted = {
+        "filters": f"{encoder}.conv1d.weight",
+        "speakers": "mask_net.conv1d_out.weight",
+        "keys": f"{layers}0.qk_offset_scale.gamma",
+    }
+    if kind is MossFormer2:
+        wanted["inner"] = f"{_MASK_NET}{blocks}.mossformerM.fsmn.0.norm1.weight"
+    missing = [key for key in wanted.values() if key not in state or not state[key].numel()]
+    if missing:
+        raise DataError(f"these weights of {kind.__name__} are not whole: {missing[0]} is missing")
+    shapes = {name: state[key].shape for name, key in wanted.items()}
+    dim = shapes["filters"][0]
+    found: dict[str, int | bool] = {
+        "num_spks": shapes["speakers"][0] // dim,
+        "dim": dim,
+        "depth": len(numbers),
+        "kernel_size": shapes["filters"][-1],
+        "query_key_dim": shapes["keys"][-1],
+    }
+    return found | {"inner": shapes["inner"][0]} if kind is MossFormer2 else found
+
+
+def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without the prefixes that training and wrappers leave."""
     for prefix in ("module.", "model."):
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    _check_origin(kind, state, dialect)
+    return dict(state)
+
+
+def _renamed(state: Mapping[str, Tensor], names: Names, kind: type[Separator]) -> dict[str, Tensor]:
     renamed = {_rename(key, names): value for key, value in state.items()}
     if len(renamed) != len(state):
         raise DataError(f"two keys of these weights are one and the same in {kind.__name__}")
-    check_fit(model, renamed, type(model).__name__)
-    model.load_state_dict(renamed, strict=True)
+    return renamed
 
 
 def _rename(key: str, names: Names) -> str:
@@ -104,12 +190,19 @@ def _rename(key: str, names: Names) -> str:
     return key
 
 
-def _check_origin(wanted: type[Separator], state: Mapping[str, Tensor], dialect: str) -> None:
+def _origin(
+    state: Mapping[str, Tensor], wanted: str = "MossFormer"
+) -> tuple[type[Separator], tuple[str, ...]]:
+    """The model that weights are of, and the dialects that they may be in."""
     found: type[Separator] = MossFormer2 if any(".fsmn." in key for key in state) else MossFormer
-    marks = (dialects for mark, dialects in _MARKS[found] if any(mark in key for key in state))
-    dialects = next(marks, None)
-    if dialects is None:
-        raise DataError(f"these are no weights of {wanted.__name__} in any dialect that is known here")
+    for mark, dialects in _MARKS[found]:
+        if any(mark in key for key in state):
+            return found, dialects
+    raise DataError(f"these are no weights of {wanted} in any dialect that is known here")
+
+
+def _check_origin(wanted: type[Separator], state: Mapping[str, Tensor], dialect: str) -> None:
+    found, dialects = _origin(state, wanted.__name__)
     fits = " or ".join(f'"{each}"' for each in dialects)
     if found is not wanted:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Published Paraformers, loaded strictly: every key is used, every shape checked, nothing is run from a file.
+"""Published Paraformers, loaded strictly, made model folders: every key used, nothing run from a file.
 
 A published folder holds `model.pt` (a state dict), `config.yaml` (sizes), `am.mvn` (the front end's mean and
 variance), `tokens.json` or `tokens.txt`, and `seg_dict` for English. The published weights are not under the
@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from manyheads.core import hub
 from manyheads.core.errors import DataError
 from manyheads.core.weights import misfits
 from manyheads.speech.frontend import FrontEnd, read_cmvn
-from manyheads.speech.models.paraformer import Paraformer, paraformer
+from manyheads.speech.models.paraformer import Paraformer, paraformer, paraformer_conformer
+from manyheads.speech.recognition.preprocessing import Features, Preprocessing
 from manyheads.speech.tokens import Tokens, read_tokens
 
 # Keys that only another family has, by how they begin, and how it is called in a message.
@@ -33,12 +35,14 @@ _OTHERS = (
     ("joint_network.", "a transducer"),
 )
 _MODELS = ("Paraformer", "BiCifParaformer", "ParaformerStreaming")
-_ENCODERS = ("SANMEncoder", "SANMEncoderChunkOpt")
+_ENCODERS = ("SANMEncoder", "SANMEncoderChunkOpt", "ConformerEncoder")
+_CONFORMER = "ConformerEncoder"
+LICENCE = "FunASR Model Open Source License (attribution)"  # of the published weights
 _PREDICTORS = {"CifPredictor": "depthwise", "CifPredictorV2": "full", "CifPredictorV3": "full"}
 # What the published configurations say and ours cannot change.
 _FIXED: dict[str, dict[str, Any]] = {
-    "encoder_conf": {"normalize_before": True, "sanm_shfit": 0, "selfattention_layer_type": "sanm"},
-    "decoder_conf": {},
+    "encoder_conf": {"normalize_before": True},
+    "decoder_conf": {"normalize_before": True, "concat_after": False},
     "predictor_conf": {
         "l_order": 1, "r_order": 1, "threshold": 1.0, "smooth_factor": 1.0, "noise_threshold": 0,
         "smooth_factor2": 0.25, "noise_threshold2": 0.01, "upsample_times": 3, "upsample_type": "cnn_blstm",
@@ -46,6 +50,14 @@ _FIXED: dict[str, dict[str, Any]] = {
     },
     "frontend_conf": {"window": "hamming", "snip_edges": True, "upsacle_samples": True},
     "model_conf": {"share_embedding": False},
+}  # fmt: skip
+_FIXED_ENCODERS: dict[str, dict[str, Any]] = {
+    "SANM": {"sanm_shfit": 0, "selfattention_layer_type": "sanm"},
+    "Conformer": {
+        "input_layer": "conv2d", "pos_enc_layer_type": "rel_pos", "selfattention_layer_type": "rel_selfattn",
+        "positionwise_layer_type": "linear", "activation_type": "swish", "macaron_style": True,
+        "use_cnn_module": True, "concat_after": False, "attention_dropout_rate": 0.0, "zero_triu": False,
+    },
 }  # fmt: skip
 
 
@@ -74,16 +86,51 @@ def load_published(folder: Path) -> Published:
         >>> found = model(front_end(samples)[None])
         >>> tokens.text(greedy(found.logits, found.counts)[0])
     """
+    return _read(folder)[0]
+
+
+def convert(published: str | Path, folder: str | Path) -> hub.ModelConfig:
+    """Write a model folder from a published one.
+
+    Args:
+        published: As `load_published` takes it.
+        folder: The model folder to write.
+
+    Raises:
+        DataError: As `load_published`.
+
+    Example:
+        >>> convert("speech_paraformer-large_asr_nat-zh-cn", "paraformer_zh")  # doctest: +SKIP
+    """
+    (model, front_end, tokens), config, arguments = _read(Path(published))
+    features = Features(
+        front_end.mels, front_end.frame_ms, front_end.hop_ms, front_end.stack, front_end.stride
+    )
+    preprocessing = Preprocessing.of(front_end.sample_rate, features, front_end.cmvn, tokens)
+    return hub.save(
+        folder,
+        model,
+        domain="speech",
+        name="paraformer_conformer" if config["encoder"] == _CONFORMER else "paraformer",
+        arguments=arguments,
+        preprocessing=preprocessing.to_json(),
+        training={"converted_from": Path(published).name, "licence": LICENCE},
+    )
+
+
+def _read(folder: Path) -> tuple[Published, dict[str, Any], dict[str, Any]]:
+    """Read a published folder: what it holds, its configuration, and the builder's arguments."""
     config = read_config(folder / "config.yaml")
     tokens = read_tokens(folder)
     front_end = _front_end(config, read_cmvn(folder / "am.mvn"))
     state = read_checkpoint(folder / "model.pt")
-    arguments = builder_arguments(config, len(tokens), front_end.size, ctc="ctc.ctc_lo.weight" in state)
+    find = _conformer_arguments if config["encoder"] == _CONFORMER else builder_arguments
+    arguments = find(config, len(tokens), front_end.size, "ctc.ctc_lo.weight" in state)
     with torch.device("meta"):
-        model = paraformer(**arguments)
+        model = (paraformer_conformer if config["encoder"] == _CONFORMER else paraformer)(**arguments)
     check_fit(model, state)
     model.load_state_dict(state, strict=True, assign=True)
-    return Published(model.float().eval(), front_end, tokens)
+    return Published(model.float().eval(), front_end, tokens), config, arguments
 
 
 def load_weights(model: Paraformer, state: Mapping[str, Tensor]) -> None:
@@ -125,13 +172,14 @@ def check_fit(model: Paraformer, state: Mapping[str, Tensor]) -> None:
     Raises:
         DataError: They are another family's, or keys or shapes differ; the first few are named.
     """
+    wanted = model.state_dict()
     for start, name in _OTHERS:
-        if any(key.startswith(start) for key in state):
+        if any(key.startswith(start) for key in state) and not any(key.startswith(start) for key in wanted):
             raise DataError(f"Paraformer: the weights are those of {name}, which this model is not")
-    if faults := misfits(model.state_dict(), state):
+    if faults := misfits(wanted, state):
         raise DataError(f"Paraformer: the weights do not fit: {faults}")
     for key, tensor in state.items():
-        if not tensor.is_floating_point():
+        if tensor.is_floating_point() != wanted[key].is_floating_point():
             raise DataError(f"Paraformer: {key} is {tensor.dtype} in the weights")
 
 
@@ -151,16 +199,18 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(config, dict):
         raise DataError(f"{path} is not an object")
+    conformer = config.get("encoder") == _CONFORMER
     known = {
-        "model": _MODELS,
+        "model": ("Paraformer",) if conformer else _MODELS,
         "encoder": _ENCODERS,
-        "decoder": ("ParaformerSANMDecoder",),
-        "predictor": tuple(_PREDICTORS),
+        "decoder": ("ParaformerSANDecoder",) if conformer else ("ParaformerSANMDecoder",),
+        "predictor": ("CifPredictor",) if conformer else tuple(_PREDICTORS),
     }
     for key, names in known.items():
         if config.get(key) not in names:
             raise DataError(f"{path}: {key} is {config.get(key)!r}; known are {', '.join(names)}")
-    for section, fixed in _FIXED.items():
+    encoders = _FIXED_ENCODERS["Conformer" if conformer else "SANM"]
+    for section, fixed in (*_FIXED.items(), ("encoder_conf", encoders)):
         given = config.get(section) or {}
         if not isinstance(given, dict):
             raise DataError(f"{path}: {section} is not an object")
@@ -182,7 +232,6 @@ def builder_arguments(config: Mapping[str, Any], words: int, features: int, ctc:
         DataError: A number is missing or is none, or encoder and decoder differ where ours cannot.
     """
     encoder, decoder = _section(config, "encoder_conf"), _section(config, "decoder_conf")
-    predictor = _section(config, "predictor_conf")
     for key in ("attention_heads", "linear_units", "kernel_size"):
         if _number(encoder, "encoder_conf", key) != _number(decoder, "decoder_conf", key):
             raise DataError(f"config.yaml: {key} differs between encoder and decoder")
@@ -192,9 +241,7 @@ def builder_arguments(config: Mapping[str, Any], words: int, features: int, ctc:
     width, shift = encoder["kernel_size"], decoder.get("sanm_shfit", 0)
     if shift not in (0, width - 1 - (width - 1) // 2):
         raise DataError(f"config.yaml: decoder_conf.sanm_shfit is {shift!r} with filters of {width}")
-    dropout, tail = encoder.get("dropout_rate", 0.1), predictor.get("tail_threshold", 0.0)
-    if not isinstance(dropout, float | int) or not isinstance(tail, float | int):
-        raise DataError("config.yaml: dropout_rate and tail_threshold must be numbers")
+    dropout, tail = _rates(config)
     return {
         "vocab_size": words,
         "input_size": features,
@@ -211,6 +258,42 @@ def builder_arguments(config: Mapping[str, Any], words: int, features: int, ctc:
         "ctc": ctc,
         "tail": tail,
     }
+
+
+def _conformer_arguments(config: Mapping[str, Any], words: int, features: int, ctc: bool) -> dict[str, Any]:
+    """A published configuration as the arguments of `paraformer_conformer`; errors as `builder_arguments`."""
+    encoder, decoder = _section(config, "encoder_conf"), _section(config, "decoder_conf")
+    for key in ("attention_heads", "linear_units"):
+        if _number(encoder, "encoder_conf", key) != _number(decoder, "decoder_conf", key):
+            raise DataError(f"config.yaml: {key} differs between encoder and decoder")
+    kind = encoder.get("rel_pos_type", "legacy")
+    if kind not in ("legacy", "latest"):
+        raise DataError(f"config.yaml: encoder_conf.rel_pos_type is {kind!r}; known are legacy, latest")
+    dropout, tail = _rates(config)
+    return {
+        "vocab_size": words,
+        "input_size": features,
+        "dim": _number(encoder, "encoder_conf", "output_size"),
+        "heads": encoder["attention_heads"],
+        "units": encoder["linear_units"],
+        "encoder_blocks": _number(encoder, "encoder_conf", "num_blocks"),
+        "decoder_blocks": _number(decoder, "decoder_conf", "num_blocks"),
+        "width": _number(encoder, "encoder_conf", "cnn_module_kernel"),
+        "dropout": dropout,
+        "positions": "legacy" if kind == "legacy" else "relative",
+        "ctc": ctc,
+        "tail": tail,
+    }
+
+
+def _rates(config: Mapping[str, Any]) -> tuple[float, float]:
+    """The dropout, and the weight of the tail; the published classes' defaults where they are not said."""
+    default = 0.45 if config["predictor"] == "CifPredictor" else 0.0
+    dropout = _section(config, "encoder_conf").get("dropout_rate", 0.1)
+    tail = _section(config, "predictor_conf").get("tail_threshold", default)
+    if not isinstance(dropout, float | int) or not isinstance(tail, float | int):
+        raise DataError("config.yaml: dropout_rate and tail_threshold must be numbers")
+    return dropout, tail
 
 
 def _front_end(config: Mapping[str, Any], cmvn: Tensor) -> FrontEnd:

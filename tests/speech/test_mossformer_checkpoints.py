@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from manyheads.core import hub
 from manyheads.core.errors import DataError, UsageError
 from manyheads.speech.models.mossformer import mossformer
 from manyheads.speech.models.mossformer2 import mossformer2
-from manyheads.speech.models.mossformer_checkpoints import load_weights, read_weights
+from manyheads.speech.models.mossformer_checkpoints import convert, load_weights, read_weights
 
 SIZES = {"dim": 8, "depth": 2, "query_key_dim": 6, "group_size": 4}
 BUILD = {"mossformer": lambda: mossformer(**SIZES), "mossformer2": lambda: mossformer2(**SIZES, inner=4)}
@@ -210,6 +211,55 @@ def test_a_folder_that_names_its_best_checkpoint(tmp_path):
 def test_a_folder_of_safetensors(tmp_path):
     save_file(official("mossformer2", "standalone"), str(tmp_path / "model.safetensors"))
     load_weights(BUILD["mossformer2"](), read_weights(tmp_path), "standalone")
+
+
+def publish(folder, name: str, dialect: str) -> torch.nn.Module:
+    """A published folder of random weights, in the files of its dialect; and the model that they are of."""
+    theirs = BUILD[name]()
+    for value in theirs.state_dict().values():
+        value.normal_()
+    state = WRITERS[dialect](theirs.state_dict())
+    folder.mkdir()
+    if dialect == "clearervoice":
+        torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, folder / "best.pt")
+        (folder / "last_best_checkpoint").write_text("best.pt\n")
+    elif name == "mossformer2" and dialect == "modelscope":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        for part, values in parts(state).items():
+            torch.save(values, folder / f"{part}.{'bin' if dialect == 'modelscope' else 'ckpt'}")
+    return theirs.eval()
+
+
+@pytest.mark.parametrize(("name", "dialect"), PUBLISHED)
+def test_a_published_folder_becomes_a_model_folder(tmp_path, name, dialect):
+    theirs = publish(tmp_path / "published", name, dialect)
+    mapping = name == "mossformer2" and dialect == "standalone"
+    config = convert(
+        tmp_path / "published", tmp_path / "made", sample_rate=8000, group_size=4, mapping=mapping
+    )
+    assert config.name == name and config.preprocessing == {"sample_rate": 8000}
+    model, _ = hub.load_model(tmp_path / "made")
+    if mapping:
+        theirs.mapping = True
+    mixture = torch.randn(2, 100)
+    torch.testing.assert_close(model(mixture), theirs(mixture), rtol=0, atol=0)
+    assert hub.load(tmp_path / "made").sample_rate == 8000
+
+
+def test_what_cannot_become_a_model_folder(tmp_path):
+    publish(tmp_path / "one", "mossformer", "modelscope")
+    with pytest.raises(UsageError, match="mapping: these are weights of MossFormer, which"):
+        convert(tmp_path / "one", tmp_path / "made", sample_rate=8000, mapping=True)
+    with pytest.raises(UsageError, match="sample_rate must be positive"):
+        convert(tmp_path / "one", tmp_path / "made", sample_rate=0)
+    torch.save({"conv1d.bias": torch.zeros(1)}, tmp_path / "one" / "encoder.bin")
+    with pytest.raises(DataError, match=r"not whole: encoder\.conv1d\.weight is missing"):
+        convert(tmp_path / "one", tmp_path / "made", sample_rate=8000)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="no weights of MossFormer in any dialect"):
+        convert(tmp_path / "other.pt", tmp_path / "made", sample_rate=8000)
+    assert not (tmp_path / "made").exists()
 
 
 class Evil:

@@ -8,9 +8,16 @@ import pytest
 import torch
 import yaml
 
+from manyheads.core import catalog, hub
 from manyheads.core.errors import DataError
-from manyheads.speech.models.paraformer import greedy, paraformer
-from manyheads.speech.models.paraformer_checkpoints import load_published, load_weights, read_checkpoint
+from manyheads.speech.frontend import FrontEnd
+from manyheads.speech.models.paraformer import greedy, paraformer, paraformer_conformer
+from manyheads.speech.models.paraformer_checkpoints import (
+    convert,
+    load_published,
+    load_weights,
+    read_checkpoint,
+)
 
 NAMES = ["<blank>", "<s>", "</s>", *(f"t{i}" for i in range(33)), "<unk>"]
 
@@ -57,6 +64,76 @@ def test_a_published_folder_recognises(published):
     assert ids == [token for token in wanted["token_int"][count].tolist() if token >= 0]
     assert tokens.text(ids) == " ".join(NAMES[i] for i in ids)
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+
+
+def test_a_published_folder_becomes_a_model_folder(published, tmp_path):
+    _, folder = published
+    model, front_end, tokens = load_published(folder)
+    config = convert(folder, tmp_path / "made")
+    assert config.name == "paraformer" and "FunASR Model" in str(config.training["licence"])
+    predictor = hub.load(tmp_path / "made")
+    samples = torch.randn(16000)
+    rows = front_end(samples)[None]
+    assert torch.equal(predictor.front_end(samples)[None], rows)
+    with torch.no_grad():
+        assert torch.equal(predictor.model(rows).logits, model(rows).logits)
+    assert predictor.tokens.names == tokens.names
+
+
+@pytest.fixture
+def conformer(published):
+    """A published folder of a small model of the AISHELL recipe."""
+    _, folder = published
+    numbers = {"attention_heads": 4, "linear_units": 24, "num_blocks": 2}
+    config = {
+        "model": "Paraformer",
+        "encoder": "ConformerEncoder",
+        "encoder_conf": numbers | {"output_size": 16, "cnn_module_kernel": 15, "macaron_style": True},
+        "decoder": "ParaformerSANDecoder",
+        "decoder_conf": numbers,
+        "predictor": "CifPredictor",
+        "predictor_conf": {"idim": 16, "threshold": 1.0, "l_order": 1, "r_order": 1},
+        "frontend_conf": {"fs": 16000, "n_mels": 80, "frame_length": 25, "frame_shift": 10}
+        | {"lfr_m": 1, "lfr_n": 1},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    row = " ".join(["1.5"] * 80)
+    (folder / "am.mvn").write_text(
+        f"<Nnet>\n<AddShift> 80 80\n<LearnRateCoef> 0 [ {row} ]\n"
+        f"<Rescale> 80 80\n<LearnRateCoef> 0 [ {row} ]\n</Nnet>\n"
+    )
+    model = paraformer_conformer(37, dim=16, units=24, encoder_blocks=2, decoder_blocks=2)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.1, 0.2)
+    torch.save(model.state_dict(), folder / "model.pt")
+    return model.eval(), folder, config
+
+
+def test_a_folder_of_the_aishell_recipe(conformer):
+    model, folder, config = conformer
+    found, front_end, tokens = load_published(folder)
+    assert isinstance(front_end, FrontEnd) and front_end.size == 80 and len(tokens) == 37
+    rows = front_end(torch.randn(16000))[None]
+    with torch.no_grad():
+        assert torch.equal(found(rows).logits, model(rows).logits)
+    assert found.encoder.positions == "legacy" and found.predictor.tail == 0.45
+    config["encoder_conf"] |= {"rel_pos_type": "latest"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_published(folder).model.encoder.positions == "relative"
+    config["encoder_conf"] |= {"activation_type": "relu"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match=r"encoder_conf\.activation_type is 'relu'; only 'swish'"):
+        load_published(folder)
+
+
+@pytest.mark.skipif("paraformer_conformer" not in catalog.list_models(), reason="no catalogue row yet")
+def test_a_folder_of_the_aishell_recipe_becomes_a_model_folder(conformer, tmp_path):
+    model, folder, _ = conformer
+    assert convert(folder, tmp_path / "made").name == "paraformer_conformer"
+    rows = torch.randn(1, 50, 80)
+    with torch.no_grad():
+        assert torch.equal(hub.load(tmp_path / "made").model(rows).logits, model(rows).logits)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +209,11 @@ def test_nothing_is_copied_when_weights_do_not_fit(golden):
     ("changes", "complaint"),
     [
         ({"model": "SeacoParaformer"}, "model is 'SeacoParaformer'; known are Paraformer"),
-        ({"encoder": "ConformerEncoder"}, "encoder is 'ConformerEncoder'"),
+        (
+            {"encoder": "ConformerEncoder"},
+            "decoder is 'ParaformerSANMDecoder'; known are ParaformerSANDecoder",
+        ),
+        ({"encoder": "TransformerEncoder"}, "encoder is 'TransformerEncoder'"),
         ({"decoder": "ParaformerDecoderSAN"}, "decoder is 'ParaformerDecoderSAN'"),
         ({"encoder_conf": {"sanm_shfit": 3}}, "encoder_conf.sanm_shfit is 3; only 0 is known"),
         ({"encoder_conf": {"kernel_size": 9}}, "kernel_size differs"),
