@@ -1,0 +1,1 @@
+"""Graphs: molecules, citation graphs, and whatever has nodes and edges."""

@@ -1,0 +1,1 @@
+"""Graph models: one architecture family a file; plain modules over the core."""
