@@ -72,10 +72,11 @@ def _line(what: str, edits: Edits, normalizer: str) -> str:
 def draw_errors(edits: Sequence[Edits], confused: Counter[tuple[str, str]], path: Path) -> None:
     """Draw the error rate by length of the text, by kind, and the most frequent confusions."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     longest = max((each.units for each in edits), default=0)
     width = max(1, -(-longest // 10))  # characters of a bar
-    bars = range(0, longest // width + 1)
+    bars = sorted({each.units // width for each in edits if each.units})
     parts = [total([each for each in edits if each.units // width == bar]) for bar in bars]
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -85,11 +86,14 @@ def draw_errors(edits: Sequence[Edits], confused: Counter[tuple[str, str]], path
         left.bar([bar * width + (width - 1) / 2 for bar in bars], heights, 0.8 * width, base, label=name)
         base = [low + height for low, height in zip(base, heights, strict=True)]
     left.set(xlabel="characters of the text", ylabel="errors, % of characters")
-    left.legend(frameon=False)
+    left.set_ylim(0, 1.35 * max(base, default=0.0) or 1.0)  # room for the legend
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(frameon=False, ncols=3, loc="upper center")
     left.grid(alpha=0.3, axis="y")
     most = confused.most_common(_SHOWN)[::-1]
     right.barh([_arrow(*pair) for pair, _ in most], [count for _, count in most])
     right.set(xlabel="times", title="most frequent errors")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=120)
 

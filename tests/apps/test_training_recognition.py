@@ -107,6 +107,10 @@ def test_a_stopped_or_killed_run_goes_on_to_the_same_weights(
     assert process.returncode == (143 if signum == signal.SIGTERM else -signum), errors
     state = torch.load(stopped / "last.ckpt", weights_only=True)
     assert state["epoch"] < 3  # counted from 0: epochs were left to do
+    if signum == signal.SIGTERM:  # in the middle of an epoch
+        steps = torch.load(straight / "last.ckpt", weights_only=True)["global_step"] // 4
+        assert steps > 2
+        assert state["global_step"] % steps != 0
     assert call(*args, "--output", stopped, "--ckpt_path", stopped / "last.ckpt") == 0
     for name in ("last.ckpt", "best.ckpt"):
         there, here = (torch.load(run / name, weights_only=True) for run in (straight, stopped))
