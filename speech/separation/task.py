@@ -13,13 +13,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from manyheads.core import hub
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
 from manyheads.speech.recognition import optimization
 from manyheads.speech.recognition.optimization import Optimizer
+from manyheads.speech.recognition.start import load_weights
+from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
 from manyheads.speech.separation.report import Measured, Tested
-from manyheads.speech.separation.start import start as cosine_start
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -56,8 +58,9 @@ class Separator(LightningModule):
         speakers: Voices of a mixture; the data say it.
         name: Catalogue name of the model.
         arguments: The model's own options (`manyheads models show NAME` lists them).
-        start: The weights that a training begins with: as "published", or "cosine" filters and attention that
-            sees, with which a short training gets further.
+        start: A model folder that training goes on from.
+        fresh: Without one, the weights that training begins with: as "published", or "cosine" filters and
+            attention that sees, with which a short training gets further.
         objective: What is minimised.
         optimizer: AdamW, its rate by step, averaged weights.
 
@@ -74,7 +77,8 @@ class Separator(LightningModule):
         speakers: int,
         name: str = "mossformer",
         arguments: dict[str, Plain] | None = None,
-        start: Literal["published", "cosine"] = "published",
+        start: str | None = None,
+        fresh: Literal["published", "cosine"] = "published",
         objective: Objective = Objective(),  # frozen, as that below
         optimizer: Optimizer = Optimizer(),  # noqa: B008
     ) -> None:
@@ -91,8 +95,12 @@ class Separator(LightningModule):
         self.name, self.objective, self.optimizer = name, objective, optimizer
         self.builder_arguments: dict[str, Json] = {"num_spks": speakers, **(arguments or {})}
         self.model = create_model(name, **self.builder_arguments)
-        if start == "cosine":
-            cosine_start(self.model)
+        self._started_at: Json = None  # the sample rate of what training goes on from
+        if start is not None:
+            load_weights(self.model, name, start)
+            self._started_at = hub.read_config(hub.find_folder(start)).preprocessing.get("sample_rate")
+        elif fresh == "cosine":
+            cosine(self.model)
         self._found: list[Measured] = []
         self._tested: Tested | None = None
 
@@ -100,6 +108,15 @@ class Separator(LightningModule):
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
         """The figure by which an epoch is the best one."""
         return "val_si_sdri", "max"
+
+    def setup(self, stage: str) -> None:
+        """Refuse data at another rate than what training goes on from.
+
+        Raises:
+            UsageError: They are.
+        """
+        if self._started_at not in (None, self._data.sample_rate):
+            raise UsageError(f"model.start is for {self._started_at} Hz: set data.sample_rate to that")
 
     def training_step(self, batch: MixtureBatch) -> Tensor:
         """Return the loss of a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +20,13 @@ from manyheads.speech.models.mossformer import mossformer, overlap_add
 from manyheads.speech.models.mossformer2 import mossformer2
 from manyheads.speech.recognition.optimization import Optimizer
 from manyheads.speech.separation.data import Loading, Mixing, SeparationData
-from manyheads.speech.separation.start import start
+from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.task import Objective, Separator
 
 RATE = 8000
+SPEAKERS = (
+    Path(os.environ.get("MANYHEADS_DATA", "nowhere").split(os.pathsep)[0]) / "speech/librispeech_speakers"
+)
 TINY = {"dim": 16, "depth": 1, "kernel_size": 16, "query_key_dim": 8, "group_size": 32, "dropout": 0.0}
 
 
@@ -82,14 +86,14 @@ def test_a_training_learns_and_logs(people):
     task = Separator(
         2,
         arguments=TINY,
-        start="cosine",
+        fresh="cosine",
         optimizer=Optimizer(learning_rate=3e-3, warmup_steps=2, weight_decay=0),
     )
     fit = trainer(max_epochs=12, check_val_every_n_epoch=12)
     fit.fit(task, make(people))
     logged = fit.callback_metrics
     assert {"train_loss", "val_loss", "val_si_sdri"} <= set(logged)
-    fresh = Separator(2, arguments=TINY, start="cosine")
+    fresh = Separator(2, arguments=TINY, fresh="cosine")
     before = trainer().validate(fresh, make(people), verbose=False)[0]
     after = trainer().validate(task, make(people), verbose=False)[0]
     assert after["val_loss"] < before["val_loss"] - 1
@@ -123,7 +127,7 @@ def test_the_rate_is_halved_without_progress(people):
         ({"speakers": 2, "arguments": {"num_spks": 3}}, "num_spks is decided by data.speakers"),
         ({"speakers": 2, "objective": Objective(halve_after=3)}, "goes with optimizer.schedule: constant"),
         (
-            {"speakers": 2, "start": "cosine", "arguments": {"dim": 8}},
+            {"speakers": 2, "fresh": "cosine", "arguments": {"dim": 8}},
             "features as a frame has",
         ),
     ],
@@ -135,7 +139,7 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 
 def test_cosine_filters_give_a_waveform_back():
     for model in (mossformer(dim=40, depth=1, kernel_size=32), mossformer2(dim=40, depth=1, kernel_size=32)):
-        start(model)
+        cosine(model)
         encoder, decoder = (
             (model.encoder, model.decoder) if hasattr(model, "encoder") else (model.enc, model.dec)
         )
@@ -183,3 +187,25 @@ def test_a_run_from_the_command_line(people, tmp_path, capsys):
     assert table.si_sdri.median() == pytest.approx(figures["test_si_sdri_median"], abs=1e-3)
     assert table[["si_sdr_1", "si_sdr_2"]].mean(axis=1).to_numpy() == pytest.approx(table.si_sdr, abs=2e-3)
     assert (run / "mixtures.png").stat().st_size > 5000
+    going_on = ["speech", "fit", "--config", str(config), "--model.start", str(run / "model")]
+    assert cli.main([*going_on, "--output", str(tmp_path / "on"), "--trainer.max_epochs", "1"]) == 0
+    assert cli.main([*going_on, "--output", str(tmp_path / "off"), "--data.sample_rate", "16000"]) == 2
+    assert "is for 8000 Hz: set data.sample_rate to that" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SPEAKERS.is_dir(), reason="needs librispeech_speakers in MANYHEADS_DATA")
+def test_a_short_training_separates_speakers_it_has_not_heard():
+    """A minute of the shipped run's model on real voices; the mixture itself has 0 dB."""
+    arguments = {"dim": 128, "depth": 4, "kernel_size": 128, "query_key_dim": 64, "group_size": 128}
+    data = SeparationData(
+        batch_size=2,
+        mixing=Mixing(seconds=2.0),
+        loading=Loading(epoch_mixtures=800, val_mixtures=40, test_mixtures=40),
+    )
+    optimizer = Optimizer(learning_rate=2e-3, warmup_steps=50, ema_decay=0.98)
+    task = Separator(2, arguments=arguments | {"dropout": 0.0}, fresh="cosine", optimizer=optimizer)
+    fit = trainer(max_epochs=1, gradient_clip_val=5.0)
+    fit.fit(task, data)
+    assert fit.callback_metrics["val_si_sdri"] > 1.0
+    assert trainer().test(task, data, verbose=False)[0]["test_si_sdri"] > 0.5

@@ -37,7 +37,7 @@ def cosine_filters(kernel_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def start(model: nn.Module) -> None:
+def cosine(model: nn.Module) -> None:
     """Give a fresh model filters that go together, and attention that sees.
 
     Raises:
@@ -48,10 +48,10 @@ def start(model: nn.Module) -> None:
     elif isinstance(model, MossFormer2):
         encoder, decoder = model.enc.conv1d.weight, model.dec.weight
     else:
-        raise UsageError("start: cosine goes with MossFormer and MossFormer2")
+        raise UsageError("fresh: cosine goes with MossFormer and MossFormer2")
     dim, _, kernel = encoder.shape
     if dim < kernel:
-        raise UsageError(f"start: cosine needs as many features as a frame has samples: {kernel}, not {dim}")
+        raise UsageError(f"fresh: cosine needs as many features as a frame has samples: {kernel}, not {dim}")
     filters = cosine_filters(kernel)
     encoder[:kernel, 0] = decoder[:kernel, 0] = filters
     decoder[kernel:] *= 0.1
