@@ -289,7 +289,7 @@ def _run(
     found = [read_counts(task, index) for index in range(task.total)]
     todo = [(index, shards[index]) for index, counts in enumerate(found) if counts is None]
     before = total = sum((counts for counts in found if counts is not None), Counts())
-    cost, size = Cost(), options.shard_size or SHARD_SIZE
+    cost, size = Cost(), _records(predictor, [shard for _, shard in todo], options.shard_size or SHARD_SIZE)
     with Progress(task.total, task.total - len(todo), size, options.quiet) as progress:
         for done in engine.run(
             todo, task, predictor, workers=options.workers, check=stopping.check, advance=progress.advance
@@ -298,6 +298,13 @@ def _run(
             total += done.counts
             cost += done.cost
     return total, before, cost
+
+
+def _records(predictor: AnyPredictor, shards: list[Any], size: int) -> int:
+    """Return the records of a shard, about."""
+    if not shards or not hasattr(predictor, "count"):
+        return size
+    return max(1, round(sum(map(predictor.count, shards)) / len(shards)))
 
 
 def _report(options: JobOptions, result: JobResult, before: Counts | None) -> None:

@@ -260,6 +260,10 @@ class Predictor:
             for i, ((start, stop), until) in enumerate(zip(pieces, nexts, strict=True))
         ]
 
+    def count(self, shard: Sequence[Record]) -> int:
+        """Return how many spans a shard has."""
+        return len(shard)
+
     def read(self, shard: Sequence[Record]) -> Iterator[Record]:
         """Yield a shard's spans."""
         return iter(shard)

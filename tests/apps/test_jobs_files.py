@@ -10,7 +10,7 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 
-from manyheads.apps import jobs
+from manyheads.apps import jobs, progress
 from manyheads.apps.jobs import JobOptions, run_job
 from manyheads.core.errors import ManyheadsError
 
@@ -215,3 +215,14 @@ def test_no_results_where_there_is_nothing_to_make(options, fake, tmp_path, insp
     assert start(options, fake, "joining", inputs=[str(source)], max_bad=1).exit_code == 0
     assert not (options.output / "results").exists()
     assert not list(options.output.glob(".tmp-*"))
+
+
+def test_the_time_left_goes_by_the_records_that_shards_have(options, fake, monkeypatch):
+    """Where a shard's size is a limit that few reach, the limit would make the job look endless."""
+    seen = []
+    monkeypatch.setattr(jobs, "Progress", lambda *args: seen.append(args[2]) or jobs_progress(*args))
+    jobs_progress = progress.Progress
+    start(options, fake, "filing")
+    monkeypatch.setattr(fake.FakePredictor, "count", lambda self, shard: 3, raising=False)
+    start(options, fake, "filing", output=options.output.parent / "other")
+    assert seen == [8, 3]
