@@ -256,7 +256,7 @@ class Predictor:
     def forward(self, batch: Sequence[Tensor]) -> list[Decoded]:
         """Run the model, on no more than `batch_seconds` at once."""
         most = int(self.options.batch_seconds * 1000 // self.front_end.row_ms)
-        return decode(self.model, batch, most, self.front_end.row_ms)
+        return decode(self.model, self.front_end, batch, most)
 
     def rows(self, outputs: Sequence[Decoded], records: Sequence[Record]) -> list[Row]:
         """Make a row a segment."""

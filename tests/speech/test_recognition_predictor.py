@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,9 @@ from manyheads.core import hub
 from manyheads.core import predictor as core
 from manyheads.core.errors import BadRecord, DataError, ManyheadsError, UsageError
 from manyheads.speech import audio
-from manyheads.speech.models.paraformer import paraformer
+from manyheads.speech.frontend import FrontEnd
+from manyheads.speech.models.paraformer import paraformer, paraformer_conformer
+from manyheads.speech.models.paraformer_timestamps import timestamps as published_rule
 from manyheads.speech.recognition import decoding, reading
 from manyheads.speech.recognition.predictor import Options, Predictor
 from manyheads.speech.recognition.preprocessing import Features, Preprocessing
@@ -114,17 +117,54 @@ def test_a_batch_equals_its_records_one_by_one(folder, vad):
 
 @pytest.mark.parametrize("timestamps", [False, True])
 def test_times_of_words(timestamps):
-    model = tiny(timestamps=timestamps)
+    model, front_end = tiny(timestamps=timestamps), FrontEnd(mels=20)
     rows = [torch.randn(count, 140) for count in (40, 7, 0, 23, 1)]
-    found = decoding.decode(model, rows, 45, 60.0)
-    assert found[2] == decoding.Decoded()
+    found = decoding.decode(model, front_end, rows, 45)
+    assert found[2] == decoding.Decoded() and len(found[0].ids) > 3
     for each, alone in zip(found, rows, strict=True):
-        assert each == decoding.decode(model, [alone], 45, 60.0)[0]
+        assert each == decoding.decode(model, front_end, [alone], 45)[0]
         assert len(each.ids) == len(each.spans)
         times = [time for span in each.spans for time in span]
-        assert times == sorted(times) and all(0 <= time <= 60 * len(alone) for time in times)
-    halves = decoding.decode(model, rows, 45, 30.0)[0]
-    assert halves.spans == tuple((round(a / 2), round(b / 2)) for a, b in found[0].spans)
+        assert times == sorted(times) and all(0 <= time <= 60 * len(alone) + 400 for time in times)
+    if timestamps:
+        halves = decoding.decode(model, replace(front_end, stride=3), rows, 45)[0]
+        assert halves.spans == tuple((round(a / 2), round(b / 2)) for a, b in found[0].spans)
+
+
+def test_the_published_rule_is_taken_where_there_is_a_second_predictor():
+    model, rows = tiny(timestamps=True), torch.randn(1, 40, 140)
+    (found,) = decoding.decode(model, FrontEnd(mels=20), [rows[0]], 45)
+    with torch.no_grad():
+        out = model(rows)
+        places = model.predictor.places(out.encoded, torch.tensor([40]), out.counts)
+    ids = out.logits[0].argmax(-1)[: out.counts[0]].tolist()
+    ids = ids[:-1] if ids[-1] == 2 else ids
+    times = published_rule(places[0][0], places[1][0], [""] * len(ids), parts=3)
+    kept = [(id, span) for id, span in zip(ids, times, strict=True) if id > 2]
+    assert found == decoding.Decoded(*map(tuple, zip(*kept, strict=True)))
+
+
+def test_times_around_middles():
+    alphas = torch.tensor([0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 1, 0.25, 0.75, 0, 0.45])
+    found = decoding.around_middles(alphas, 3, 50.0, 12.5)
+    assert found == [(0, 350), (350, 606), (606, 900)]  # middles at 137.5, 562.5 and 650
+    assert decoding.around_middles(alphas, 0, 50.0, 12.5) == []
+    heavy = decoding.around_middles(torch.tensor([3.2, 0.0]), 3, 60.0, 12.5)  # three tokens in a row
+    assert heavy == [(0, 12), (12, 12), (12, 262)]
+    assert decoding.around_middles(torch.zeros(3), 2, 60.0, 12.5)[1][1] >= 0  # no weight at all
+
+
+def test_rows_of_a_conformer_have_four_frames(tmp_path):
+    torch.manual_seed(2)
+    model = paraformer_conformer(len(NAMES), 20, dim=32, units=64, encoder_blocks=2, decoder_blocks=2).eval()
+    torch.nn.init.constant_(model.predictor.cif_output.bias, 1.0)
+    audio.write(tmp_path / "x.wav", talk(3, 1), RATE)
+    audio.write(tmp_path / "y.wav", talk(1.5, 2), RATE)
+    of = Predictor(model, preprocessing(stack=1, stride=1), Options(vad="energy"))
+    rows = of.predict(str(tmp_path))
+    assert rows.end_ms.tolist() == [3000, 1500]
+    for row in rows.itertuples():
+        assert len(row.words_end_ms) and row.end_ms - 600 < row.words_end_ms[-1] <= row.end_ms
 
 
 def test_memory_of_a_batch_is_bounded(monkeypatch):
@@ -133,9 +173,8 @@ def test_memory_of_a_batch_is_bounded(monkeypatch):
     monkeypatch.setattr(
         model, "packed", lambda x, lengths: sizes.append(lengths.tolist()) or packed(x, lengths)
     )
-    found = decoding.decode(
-        model, [torch.randn(count, 140) for count in (5, 90, 30, 50, 20, 0, 10)], 80, 60.0
-    )
+    segments = [torch.randn(count, 140) for count in (5, 90, 30, 50, 20, 0, 10)]
+    found = decoding.decode(model, FrontEnd(mels=20), segments, 80)
     assert sizes == [[90], [50, 30], [20, 10, 5]] and len(found) == 7
     assert list(decoding.groups([], 5)) == [] and list(decoding.groups([0, 0], 5)) == []
 
