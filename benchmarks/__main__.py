@@ -1,4 +1,4 @@
-"""Run a table of benchmarks: python -m benchmarks TABLE [--only OP] [--seconds 6] [--device cpu] [--no-save].
+"""Run a table of benchmarks: python -m benchmarks TABLE [--only OP] [--seconds 6] [--cpu-time] [--no-save].
 
 Prints one line a case, ours and the peer's medians from the same run, and stores the rows with the machine's
 facts in benchmarks/results/. Exits with 1 where a target is missed.
@@ -38,7 +38,7 @@ TABLES = {
     ),
     "timeseries": ("timeseries",),
     "lagged": ("lagged",),
-    "speech": ("mossformer",),
+    "speech": ("mossformer", "paraformer"),
     "vision": ("vision", "vim"),
 }
 RESULTS = Path(__file__).parent / "results"
@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="OP", help="this op's lines; may be given again")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each line")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--cpu-time", action="store_true", help="of all threads, on a busy machine; 1 thread")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
     names = TABLES[options.table]
@@ -59,13 +60,15 @@ def main() -> int:
     if unknown:
         parser.error(f"no such op: {', '.join(sorted(unknown))} (has {', '.join(names)})")
     torch.manual_seed(0)
-    facts = machine()
+    if options.cpu_time:
+        torch.set_num_threads(1)
+    facts = machine() | ({"clock": "CPU time"} if options.cpu_time else {})
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print("ratio = peer / ours, medians, float32 unless said; below 1 we lose\n" + HEADER)
     rows: list[Row] = []
     for name in options.only or names:
         for case in importlib.import_module(f"benchmarks.{name}").cases(options.device):
-            rows.append(measure(case, options.seconds))
+            rows.append(measure(case, options.seconds, options.cpu_time))
             print(rows[-1].line(), flush=True)
     if not options.no_save and options.only is None:
         store(options.table, options.device, facts, rows)

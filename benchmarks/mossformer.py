@@ -1,24 +1,27 @@
-"""MossFormer2's block stack against ClearerVoice's formulation of it; and either of its blocks alone.
+"""MossFormer2's block stack against ClearerVoice's; and either of its blocks alone.
 
-The formulation is written out below in torch's own operations, on the weights of our modules: groups filled
-up to their size with a product for each of the two values, convolutions of [B, C, S] between transposes,
-and the memory's convolutions two-dimensional with groups and gaps. Four seconds at 8 kHz are 3,999 frames.
-Both sides run two of the 24 blocks, which are alike, at the published width.
+ClearerVoice itself is the peer where it is installed (see `benchmarks.peers`), and elsewhere its formulation,
+written out below in torch's own operations, on the weights of our modules: groups filled up to their size
+with a product for each of the two values, convolutions of [B, C, S] between transposes, and the memory's
+convolutions two-dimensional with groups and gaps. Four seconds at 8 kHz are 3,999 frames. Both sides run two
+of the 24 blocks, which are alike, at the published width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import peers
 from benchmarks.measure import Case, difference, inference, training
 from manyheads.speech.models.mossformer2 import MemoryBlocks
 
 DEPTH, FRAMES, DIM, GROUP = 2, 3999, 512, 256
 State = dict[str, Tensor]
+Block = Callable[[Tensor], Tensor]
 
 
 def convolved(p: State, name: str, x: Tensor, scale_norm: bool) -> Tensor:
@@ -93,50 +96,47 @@ def remembered(p: State, x: Tensor) -> Tensor:
 
 def cases(device: str) -> Iterator[Case]:
     """Yield the stack's lines, forward with the issue's target, and those of its two blocks."""
-    blocks = MemoryBlocks(DEPTH, DIM, 128, GROUP, 256, 0.0).to(device)
+    blocks = MemoryBlocks(DEPTH, DIM, 128, GROUP, 256, 0.0).to(device).eval()
     for layer in blocks.layers:  # as trained: from the first draw on, the local part would be next to nothing
         torch.nn.init.normal_(layer.qk_offset_scale.gamma)
-    weights = {key: value.detach() for key, value in blocks.state_dict().items()}
-    attention = [_of(weights, f"layers.{i}.") for i in range(DEPTH)]
-    memory = [_of(weights, f"fsmn.{i}.") for i in range(DEPTH)]
-
-    def theirs(x: Tensor) -> Tensor:
-        for i in range(DEPTH):
-            x = remembered(memory[i], attended(attention[i], x))
-        return x
-
+    label, theirs = peer(blocks, device)
     x = torch.randn(1, FRAMES, DIM, device=device)
     shape = f"B1 S{FRAMES} N{DIM} group{GROUP}"
-    for name, ours, peer, target in (
-        (f"{DEPTH} blocks", blocks, theirs, 3.0),
-        ("attention block", blocks.layers[0], lambda x: attended(attention[0], x), None),
-        ("memory block", blocks.fsmn[0], lambda x: remembered(memory[0], x), None),
+    for name, ours, other, target in (
+        (f"{DEPTH} blocks", blocks, theirs[0], 3.0),
+        ("attention block", blocks.layers[0], theirs[1], None),
+        ("memory block", blocks.fsmn[0], theirs[2], None),
     ):
-        a, b = inference(ours, x), inference(peer, x)
-        yield Case(
-            f"mossformer2 {name} forward",
-            shape,
-            f"ClearerVoice's formulation, torch {torch.__version__}",
-            a,
-            b,
-            target=target,
-            difference=difference(a, b),
-        )
-    a, b = training(blocks, x), training(theirs, x)
+        a, b = inference(ours, x), inference(other, x)
+        yield Case(f"mossformer2 {name} forward", shape, label, a, b, target, difference(a, b))
+    a, b = training(blocks, x), training(theirs[0], x)
 
     def apart() -> float:
         # Where PReLU's input is next to zero, rounding decides on its slope and a few gradients jump: not the
         # largest difference counts here, but that of all of them together.
         return ((a()[0] - b()[0]).norm() / b()[0].norm()).item()  # type: ignore[index]
 
-    yield Case(
-        f"mossformer2 {DEPTH} blocks forward+backward",
-        f"{shape}, to the input",
-        f"ClearerVoice's formulation, torch {torch.__version__}",
-        a,
-        b,
-        difference=apart,
-    )
+    name = f"mossformer2 {DEPTH} blocks forward+backward"
+    yield Case(name, f"{shape}, to the input", label, a, b, difference=apart)
+
+
+def peer(blocks: MemoryBlocks, device: str) -> tuple[str, tuple[Block, Block, Block]]:
+    """What ours is measured against, with its weights: the stack, its first attention, its first memory."""
+    weights = {key: value.detach() for key, value in blocks.state_dict().items()}
+    if peers.is_installed("clearvoice"):
+        theirs = peers.clearvoice_blocks(DIM, DEPTH, GROUP).to(device)
+        theirs.load_state_dict(weights, strict=True)
+        return peers.label("clearvoice"), (theirs, theirs.layers[0], theirs.fsmn[0])  # type: ignore[index, return-value]
+    attention = [_of(weights, f"layers.{i}.") for i in range(DEPTH)]
+    memory = [_of(weights, f"fsmn.{i}.") for i in range(DEPTH)]
+
+    def stack(x: Tensor) -> Tensor:
+        for i in range(DEPTH):
+            x = remembered(memory[i], attended(attention[i], x))
+        return x
+
+    parts = (stack, lambda x: attended(attention[0], x), lambda x: remembered(memory[0], x))
+    return f"ClearerVoice's formulation, torch {torch.__version__}", parts
 
 
 def _of(weights: State, prefix: str) -> State:
