@@ -66,15 +66,20 @@ class Score:
 
     Args:
         si_sdr: Mean over its voices of the separated ones, in the best order, in dB.
-        mixture_si_sdr: The same of the mixture itself.
         order: Of each source, the estimate that is taken for it.
         voices: SI-SDR of each source's estimate, in dB.
+        before: SI-SDR of the mixture for each source, in dB.
     """
 
     si_sdr: float
-    mixture_si_sdr: float
     order: list[int]
     voices: list[float]
+    before: list[float]
+
+    @property
+    def mixture_si_sdr(self) -> float:
+        """Mean SI-SDR of the mixture itself, in dB."""
+        return sum(self.before) / len(self.before)
 
     @property
     def improvement(self) -> float:
@@ -105,4 +110,4 @@ def score(estimates: Tensor, sources: Tensor, mixture: Tensor) -> Score:
     arranged = pit_permutate(estimates[None], order)[0]
     voices = scale_invariant_signal_distortion_ratio(arranged, sources, zero_mean=True)
     before = scale_invariant_signal_distortion_ratio(mixture.expand_as(sources), sources, zero_mean=True)
-    return Score(float(best[0]), float(before.mean()), order[0].tolist(), voices.tolist())
+    return Score(float(best[0]), order[0].tolist(), voices.tolist(), before.tolist())

@@ -71,12 +71,12 @@ class Tested:
 
 
 def draw(tested: Tested, path: Path) -> None:
-    """Draw how many mixtures gained how much, and what each had before and after."""
+    """Draw how many mixtures gained how much, and each voice before and after."""
     from matplotlib.figure import Figure
 
     gains = tested.improvements.numpy()
-    before = [row.score.mixture_si_sdr for row in tested.rows]
-    after = [row.score.si_sdr for row in tested.rows]
+    before = [each for row in tested.rows for each in row.score.before]
+    after = [each for row in tested.rows for each in row.score.voices]
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.hist(gains, bins=min(30, max(5, len(gains) // 5)))
@@ -84,10 +84,10 @@ def draw(tested: Tested, path: Path) -> None:
     left.set(xlabel="SI-SDR improvement, dB", ylabel="mixtures")
     left.legend(frameon=False)
     left.grid(alpha=0.3, axis="y")
-    right.scatter(before, after, s=14)
-    ends = [min(*before, *after), max(*before, *after)]
-    right.plot(ends, ends, color="black", linewidth=1, label="as before")
-    right.set(xlabel="SI-SDR of the mixture, dB", ylabel="SI-SDR of the separated voices, dB")
+    right.scatter(before, after, s=12, alpha=0.6, linewidths=0)
+    ends = [min(before), max(before)]
+    right.plot(ends, ends, color="black", linewidth=1, label="no better than the mixture")
+    right.set(xlabel="SI-SDR of a voice in the mixture, dB", ylabel="SI-SDR of the separated voice, dB")
     right.legend(frameon=False)
     right.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
