@@ -48,7 +48,7 @@ class Rules:
     threshold: float = 0.5
     slack: float = 0.15
     shortest_ms: int = 150
-    pause_ms: int = 300
+    pause_ms: int = 500
     pad_ms: int = 150
     longest_ms: int = 30_000
     short_ms: int = 1000

@@ -127,7 +127,7 @@ class EnergyGate:
         self,
         sample_rate: int,
         margin: float = 10.0,
-        least: float = -50.0,
+        least: float = -55.0,
         rise: float = 1.0,
         start: float = -50.0,
     ) -> None:

@@ -226,25 +226,31 @@ def hush(draw, low, high):
 
 
 def utterance(draw, speakers, most=8):
-    """Connected digits of one speaker: text and samples."""
+    """Connected digits of one speaker: text, samples, and where each digit begins and ends in them."""
     speaker = draw.choice(speakers)
-    chosen = [draw.choice(speaker) for _ in range(draw.randint(3, most))]
-    parts = [part for _, samples in chosen for part in (samples, hush(draw, 0.05, 0.25))][:-1]
-    return "".join(digit for digit, _ in chosen), np.concatenate(parts)
+    text, parts, places, size = "", [], [], 0
+    for digit, samples in (draw.choice(speaker) for _ in range(draw.randint(3, most))):
+        pause = hush(draw, 0.05, 0.25) if parts else samples[:0]
+        places.append((size + len(pause), size + len(pause) + len(samples)))
+        size, text = places[-1][1], text + digit
+        parts += [pause, samples]
+    return text, np.concatenate(parts), places
 
 
 def write_long(path, speakers, seconds, seed):
-    """One recording of many utterances with pauses between; the text, start and end of each."""
+    """One recording of many utterances with pauses between; text of each, and the digits' times in ms."""
     draw, truth, place = random.Random(seed), [], 0
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
         while place < seconds * RATE:
             pause = hush(draw, 0.7, 3.0)
-            text, samples = utterance(draw, speakers)
-            start = place + len(pause)
-            truth.append((text, start * 1000 // RATE, (start + len(samples)) * 1000 // RATE))
+            text, samples, places = utterance(draw, speakers)
+            begin = place + len(pause)
+            truth.append(
+                (text, [((begin + a) * 1000 // RATE, (begin + b) * 1000 // RATE) for a, b in places])
+            )
             file.write(pause)
             file.write(samples)
-            place = start + len(samples)
+            place = begin + len(samples)
         file.write(hush(draw, 1, 1.1))
     return truth
 
@@ -282,7 +288,7 @@ def test_five_hundred_files_and_two_hours(tmp_path, inspect_folder, vad):
     speakers, draw, truth = clips(), random.Random(0), {}
     (tmp_path / "in").mkdir()
     for number in range(500):
-        text, samples = utterance(draw, speakers)
+        text, samples, _ = utterance(draw, speakers)
         truth[f"{number:03d}.wav"] = text
         whole = np.concatenate((hush(draw, 0.2, 1), samples, hush(draw, 0.2, 1)))
         soundfile.write(tmp_path / "in" / f"{number:03d}.wav", whole, RATE)
@@ -309,7 +315,7 @@ def test_five_hundred_files_and_two_hours(tmp_path, inspect_folder, vad):
         and (found.end_ms[:-1].values <= found.start_ms[1:].values).all()
     )
     segments = list(zip(found.start_ms, found.end_ms, strict=True))
-    missed = sum(covered(segments, start, end) < 0.9 * (end - start) for _, start, end in said)
+    missed = sum(covered(segments, *ends(times)) < 0.9 for _, times in said)
     print(f"{len(said)} utterances, {len(found)} segments; {missed} utterances less than nine tenths heard")
     assert missed <= 0.01 * len(said)
     subtitles = cues(killed / "results" / "long.flac.srt")
@@ -319,16 +325,37 @@ def test_five_hundred_files_and_two_hours(tmp_path, inspect_folder, vad):
         report_errors(rows, truth, said)
 
 
+def ends(times):
+    return times[0][0], times[-1][1]
+
+
 def covered(segments, start, end):
-    return sum(max(0, min(b, end) - max(a, start)) for a, b in segments)
+    """The share of a stretch that lies in segments."""
+    return sum(max(0, min(b, end) - max(a, start)) for a, b in segments) / (end - start)
 
 
 def report_errors(rows, truth, said):
-    """Print and check the error rate of the digits, and the word times of the long recording."""
+    """Print and check the error rate of the digits, and how far their times are off in the long recording."""
     import jiwer
 
     texts = rows.groupby("id").text.agg("".join)
     files = jiwer.cer([truth[id] for id in truth], [texts[id] for id in truth])
-    long = jiwer.cer("".join(text for text, _, _ in said), texts["long.flac"])
+    long = jiwer.cer("".join(text for text, _ in said), texts["long.flac"])
     print(f"character error rate: {files:.4f} of 500 files, {long:.4f} of 2 hours")
-    assert files < 0.15 and long < 0.15
+    found = rows[rows.id == "long.flac"]
+    columns = (found.words, found.words_start_ms, found.words_end_ms)
+    words = [word for row in zip(*columns, strict=True) for word in zip(*row, strict=True)]
+    off, place = [], 0
+    for text, times in said:
+        start, end = ends(times)
+        while place < len(words) and words[place][2] < start - 200:
+            place += 1
+        own = words[place : place + len(times)]
+        if "".join(word for word, _, _ in own) == text:
+            off += [(a - c, b - d) for (_, a, b), (c, d) in zip(own, times, strict=True)]
+    off = np.abs(np.array(off))
+    print(
+        f"{len(off)} digits' starts and ends are off by {off.mean(0).round()} ms, 95 %: {np.percentile(off, 95, axis=0)}"
+    )
+    assert files < 0.03 and long < 0.03
+    assert len(off) > 0.8 * sum(len(text) for text, _ in said) and (off.mean(0) < 150).all()
