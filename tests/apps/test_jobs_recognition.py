@@ -347,15 +347,14 @@ def report_errors(rows, truth, said):
     words = [word for row in zip(*columns, strict=True) for word in zip(*row, strict=True)]
     off, place = [], 0
     for text, times in said:
-        start, end = ends(times)
+        start, _ = ends(times)
         while place < len(words) and words[place][2] < start - 200:
             place += 1
         own = words[place : place + len(times)]
         if "".join(word for word, _, _ in own) == text:
             off += [(a - c, b - d) for (_, a, b), (c, d) in zip(own, times, strict=True)]
     off = np.abs(np.array(off))
-    print(
-        f"{len(off)} digits' starts and ends are off by {off.mean(0).round()} ms, 95 %: {np.percentile(off, 95, axis=0)}"
-    )
+    mean, most = off.mean(0).round().tolist(), np.percentile(off, 95, axis=0).tolist()
+    print(f"starts and ends of {len(off)} digits are off by {mean} ms, 95 % by at most {most}")
     assert files < 0.03 and long < 0.03
     assert len(off) > 0.8 * sum(len(text) for text, _ in said) and (off.mean(0) < 150).all()
