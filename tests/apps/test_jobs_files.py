@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
+import subprocess
 
 import pyarrow.parquet as pq
 import pytest
@@ -110,6 +112,28 @@ def test_killed_in_every_step_after_another(job, source, tmp_path, undisturbed, 
         assert code == -signal.SIGKILL, fault
     assert job(source, out, max_bad=0.1, model=model("consuming"), resume=True)[0] == 0
     assert inspect_folder.digests(out) == undisturbed["consuming"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments(job, source, tmp_path, inspect_folder, seed, workers):
+    out, whole, moments = tmp_path / "out", tmp_path / "whole", random.Random(seed)
+    options = {"max_bad": 0.1, "workers": workers, "shard_size": 2}
+    assert job(source, whole, model=model("consuming"), **options)[0] == 0
+    slow = json.dumps({"name": "fake", "kind": "consuming", "delay": 0.05})
+    ended = []
+    while 0 not in ended:
+        assert len(ended) < 40, "it gets nowhere"
+        process = job.start(source, out, resume=True, model=slow, **options)
+        try:
+            process.wait(moments.uniform(0.3, 1.5) * (1 + len(ended) / 5))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        ended.append(process.returncode)
+    assert ended[0] == -signal.SIGKILL
+    assert inspect_folder.digests(out) == inspect_folder.digests(whole)
 
 
 def test_workers_store_the_same_files(job, source, tmp_path, undisturbed, inspect_folder):
