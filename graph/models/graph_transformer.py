@@ -1,8 +1,7 @@
 """The Graph Transformer: nodes attend to their neighbours. arXiv 2012.09699.
 
-Parameters have the names and shapes of the published code (graphdeeplearning/graphtransformer): its state dicts
-load as they are (`load_official`). Published checkpoints of ZINC (edge variant), PATTERN and CLUSTER (node
-variant) have exactly these parameters.
+Parameters have the names and shapes of the published code (graphdeeplearning/graphtransformer): its state
+dicts, those of ZINC (edge variant), PATTERN and CLUSTER (node variant), load as they are (`load_official`).
 """
 
 from __future__ import annotations
@@ -303,7 +302,7 @@ def graph_transformer(
         hidden_dim: Width, a multiple of n_heads.
         L: Layers.
         n_heads: Heads.
-        readout: "node", "pair" (each of the batch's pairs of nodes), or over a graph's nodes "mean", "sum", "max".
+        readout: "node", "pair" (each of the batch's pairs of nodes), or "mean", "sum", "max" over a graph's.
         norm: "batch", "layer", "both" or "none".
         in_feat_dropout: Probability of the embedded nodes, in training.
         dropout: Probability within the layers, in training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -175,7 +176,7 @@ class MLPReadout(nn.Module):
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
         widths = (dim, dim // 2, dim // 4, outputs)
-        self.FC_layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.FC_layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers, a ReLU between."""

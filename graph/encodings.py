@@ -1,0 +1,293 @@
+"""Where a node lies in its graph: encodings of whole batches of graphs at once.
+
+Graphs of one size are worked on together as dense matrices: exact, nothing padded, and a graph's numbers do
+not depend on the others in the batch. An edge that is there several times counts as often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manyheads.core.errors import UsageError
+
+LARGEST = 8192  # nodes of a graph that is made dense: half a GiB in float64
+CHUNK = 8 * 1024 * 1024  # numbers of one stack of matrices
+
+
+class Spectrum(NamedTuple):
+    """The low end of graphs' Laplacian spectra.
+
+    Attributes:
+        values: Eigenvalues, ascending; 1-based the second to the (k + 1)-th; NaN where a graph has fewer.
+        vectors: Each node's entries of their eigenvectors; zero where a graph has fewer.
+
+    Shape:
+        values `[B, k]`; vectors `[N, k]`; both float64.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+
+def laplacian(edge_index: Tensor, starts: Tensor, k: int) -> Tensor:
+    """Laplacian encodings: entries of the eigenvectors of `I - D^-1/2 A D^-1/2`, the first one left out.
+
+    Their signs are free, so that training flips them (`flip_signs`), and where eigenvalues are equal, so is the
+    basis. Here each has the sign that makes its largest entry positive. A graph of n <= k nodes has n - 1
+    columns, then zeros; one node has zeros alone. Self-loops are left out. Edges of one direction count half.
+    An isolated node has eigenvalue 1, as published, so that it does not hide among the zeros of components.
+
+    Args:
+        edge_index: Sources in row 0, destinations in row 1, all graphs'.
+        starts: Where each graph's nodes begin, and the end of the last.
+        k: Columns.
+
+    Shape:
+        edge_index `[2, E]`; starts `[B + 1]`; the result `[N, k]` float32.
+
+    Raises:
+        UsageError: k is not positive, or a graph is too large to be made dense.
+        ValueError: An edge names a node that is not there, or leads into another graph.
+
+    Source:
+        Dwivedi and Bresson 2020, arXiv 2012.09699.
+
+    Example:
+        >>> laplacian(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), torch.tensor([0, 3]), 4).shape
+        torch.Size([3, 4])
+    """
+    return laplacian_spectrum(edge_index, starts, k).vectors.float()
+
+
+def laplacian_spectrum(edge_index: Tensor, starts: Tensor, k: int) -> Spectrum:
+    """Return the eigenvalues too; arguments as `laplacian`."""
+    _positive("k", k)
+    nodes = int(starts[-1])
+    values = torch.full((starts.shape[0] - 1, k), float("nan"), dtype=torch.float64, device=starts.device)
+    vectors = torch.zeros(nodes, k, dtype=torch.float64, device=starts.device)
+    for graphs, rows, dense in _matrices(edge_index, starts):
+        dense.diagonal(dim1=1, dim2=2).zero_()
+        dense = (dense + dense.transpose(1, 2)) / 2
+        scale = dense.sum(2).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+        scale = scale.where(dense.sum(2) > 0, 0.0)
+        size = dense.shape[1]
+        own = torch.eye(size, dtype=torch.float64, device=starts.device)
+        found, basis = torch.linalg.eigh(own - scale[:, :, None] * dense * scale[:, None, :])
+        found, basis = found[:, 1 : k + 1], basis[:, :, 1 : k + 1]  # [G, c], [G, n, c]; c < n
+        if basis.shape[2] == 0:
+            continue
+        largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+        basis = basis * largest.sign()
+        values[graphs, : found.shape[1]] = found
+        vectors[rows.flatten(), : basis.shape[2]] = basis.flatten(0, 1)
+    return Spectrum(values, vectors)
+
+
+def flip_signs(encoding: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Give each column a random sign, one for the whole batch: for every training step anew, never after it.
+
+    Shape:
+        encoding, the result `[N, k]`.
+    """
+    shape = encoding.shape[1:]
+    coin = torch.randint(0, 2, shape, generator=generator, device=encoding.device)
+    return encoding * (2 * coin - 1).to(encoding.dtype)
+
+
+def random_walk(edge_index: Tensor, starts: Tensor, steps: int) -> Tensor:
+    """Chance that a walk of 1, 2, ... steps along random edges ends where it began.
+
+    The walk follows the edges' direction; self-loops are steps. From a node without outgoing edges there is no
+    walk: zeros.
+
+    Args:
+        edge_index: Sources in row 0, destinations in row 1, all graphs'.
+        starts: Where each graph's nodes begin, and the end of the last.
+        steps: Columns.
+
+    Shape:
+        edge_index `[2, E]`; starts `[B + 1]`; the result `[N, steps]` float32.
+
+    Raises:
+        UsageError: steps is not positive, or a graph is too large to be made dense.
+        ValueError: An edge names a node that is not there, or leads into another graph.
+
+    Source:
+        Dwivedi et al. 2021, arXiv 2110.07875.
+    """
+    _positive("steps", steps)
+    chance = torch.zeros(int(starts[-1]), steps, dtype=torch.float64, device=starts.device)
+    for _, rows, dense in _matrices(edge_index, starts):
+        step = dense / dense.sum(2, keepdim=True).clamp(min=1)
+        walk = step
+        for i in range(steps):
+            walk = walk @ step if i else step
+            chance[rows.flatten(), i] = walk.diagonal(dim1=1, dim2=2).flatten()
+    return chance.float()
+
+
+def degree(edge_index: Tensor, num_nodes: int, most: int, *, outgoing: bool = False) -> Tensor:
+    """Count each node's incoming edges, up to `most`, as a category to embed (`most` + 1 of them).
+
+    A self-loop is one edge.
+
+    Args:
+        edge_index: Sources in row 0, destinations in row 1.
+        num_nodes: Nodes, isolated ones included.
+        most: From here on all degrees are one category.
+        outgoing: Count outgoing edges instead.
+
+    Shape:
+        edge_index `[2, E]`; the result `[num_nodes]` int64.
+
+    Raises:
+        UsageError: most is not positive.
+    """
+    _positive("most", most)
+    row = edge_index[0 if outgoing else 1].long()
+    return torch.bincount(row, minlength=num_nodes).clamp(max=most)
+
+
+def shortest_paths(edge_index: Tensor, starts: Tensor, most: int) -> Tensor:
+    """Steps from each node to each other of its graph: 0 to `most`, and `most` + 1 where there is no way.
+
+    Distances above `most` are given as `most`. Ways follow the edges' direction.
+
+    Args:
+        edge_index: Sources in row 0, destinations in row 1, all graphs'.
+        starts: Where each graph's nodes begin, and the end of the last.
+        most: The largest distance that is told from larger ones.
+
+    Shape:
+        edge_index `[2, E]`; starts `[B + 1]`; the result `[n1 ** 2 + n2 ** 2 + ...]` int16: graph after graph,
+        the n x n numbers of each row by row, from the row's node to the column's.
+
+    Raises:
+        UsageError: most is not positive, or a graph is too large to be made dense.
+        ValueError: An edge names a node that is not there, or leads into another graph.
+    """
+    _positive("most", most)
+    sizes = starts.diff().long()
+    squares = sizes.square()
+    first = squares.cumsum(0) - squares
+    found = torch.zeros(int(squares.sum()), dtype=torch.int16, device=starts.device)
+    for graphs, _, dense in _matrices(edge_index, starts):
+        size = dense.shape[1]
+        step = (dense > 0).float()
+        reached = torch.eye(size, dtype=torch.bool, device=starts.device).expand(dense.shape).clone()
+        distance = (~reached).short() * (most + 1)
+        for length in range(1, size):
+            nearer = (reached.float() @ step > 0) & ~reached
+            if not bool(nearer.any()):
+                break
+            distance[nearer] = min(length, most)
+            reached |= nearer
+        where = first[graphs, None] + torch.arange(size * size, device=starts.device)
+        found[where.flatten()] = distance.flatten()
+    return found
+
+
+def roles(edge_index: Tensor, starts: Tensor, rounds: int = 1) -> Tensor:
+    """Weisfeiler-Lehman roles: nodes with the same neighbourhood in their graph have the same number.
+
+    In each round a node's colour becomes the hash of its own and its neighbours'; the numbers, from 1, are
+    the ranks of a graph's hashes. The published code asks for two rounds and keeps the first: 1 is its result.
+    Neighbours are told apart from others, not counted by edges, and directions do not matter.
+
+    Args:
+        edge_index: Sources in row 0, destinations in row 1, all graphs'.
+        starts: Where each graph's nodes begin, and the end of the last.
+        rounds: How far a neighbourhood reaches.
+
+    Shape:
+        edge_index `[2, E]`; starts `[B + 1]`; the result `[N]` int64, at most the largest graph's nodes.
+
+    Raises:
+        UsageError: rounds is not positive.
+        ValueError: An edge names a node that is not there, or leads into another graph.
+
+    Source:
+        Zhang et al. 2020, arXiv 2001.05140, as in arXiv 2012.09699.
+    """
+    _positive("rounds", rounds)
+    sizes = starts.diff().long()
+    nodes = int(starts[-1])
+    _check(edge_index, torch.repeat_interleave(torch.arange(sizes.shape[0], device=starts.device), sizes), nodes)
+    neighbours: list[set[int]] = [set() for _ in range(nodes)]
+    for source, target in edge_index.t().tolist():
+        neighbours[source].add(target)
+        neighbours[target].add(source)
+    colour = [1] * nodes
+    bounds = starts.tolist()
+    for _ in range(rounds):
+        texts = (
+            "_".join([str(own), *sorted(str(colour[n]) for n in near)])
+            for own, near in zip(colour, neighbours, strict=True)
+        )
+        hashes = [hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() for text in texts]
+        colour = []
+        for low, high in itertools.pairwise(bounds):
+            rank = {text: i for i, text in enumerate(sorted(set(hashes[low:high])), 1)}
+            colour += [rank[text] for text in hashes[low:high]]
+    return torch.tensor(colour, dtype=torch.int64, device=starts.device)
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"graph encodings: {name} must be positive, not {value}")
+
+
+def _matrices(edge_index: Tensor, starts: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Graphs of one size at a time: their numbers `[G]`, nodes `[G, n]`, adjacencies `[G, n, n]` float64."""
+    starts = starts.long()
+    sizes, nodes = starts.diff(), int(starts[-1])
+    graph = torch.repeat_interleave(torch.arange(sizes.shape[0], device=starts.device), sizes)
+    source, target = edge_index.long()
+    _check(edge_index, graph, nodes)
+    if sizes.numel() and (most := int(sizes.max())) > LARGEST:
+        raise UsageError(
+            f"graph encodings: a graph of {most} nodes is too large to be made dense (at most {LARGEST})"
+        )
+    owner = graph[source]
+    # edges of one size, and of one graph, next to each other: cut instead of searched
+    by_size = torch.argsort(sizes, stable=True)
+    rank = torch.empty_like(by_size)
+    rank[by_size] = torch.arange(by_size.shape[0], device=starts.device)
+    edges = torch.argsort(rank[owner], stable=True)
+    source, target, owner = source[edges], target[edges], owner[edges]
+    ends = torch.bincount(rank[owner], minlength=sizes.shape[0]).cumsum(0).tolist()
+    each, counts = torch.unique_consecutive(sizes[by_size], return_counts=True)
+    begin = 0
+    for size, count in zip(each.tolist(), counts.tolist(), strict=True):
+        step = max(1, CHUNK // max(1, size * size))
+        for low in range(begin, begin + count, step):
+            high = min(low + step, begin + count)
+            if size:
+                edge = slice(ends[low - 1] if low else 0, ends[high - 1])
+                graphs = by_size[low:high]
+                rows = starts[graphs, None] + torch.arange(size, device=starts.device)
+                origin = starts[owner[edge]]
+                index = (rank[owner[edge]] - low) * size * size
+                index = index + (source[edge] - origin) * size + target[edge] - origin
+                flat = torch.bincount(index, minlength=(high - low) * size * size)
+                yield graphs, rows, flat.view(-1, size, size).double()
+        begin += count
+
+
+def _check(edge_index: Tensor, graph: Tensor, nodes: int) -> None:
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"graph encodings: edge_index must be [2, E], not {list(edge_index.shape)}")
+    if not edge_index.numel():
+        return
+    low, high = (int(x) for x in edge_index.aminmax())
+    if low < 0 or high >= nodes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"graph encodings: an edge names node {wrong}, and there are {nodes}")
+    if not torch.equal(*graph[edge_index.long()]):
+        raise ValueError("graph encodings: an edge leads from one graph into another")
