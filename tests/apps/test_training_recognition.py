@@ -25,8 +25,8 @@ model:
   arguments: {dim: 32, units: 64, encoder_blocks: 2, decoder_blocks: 1, dropout: 0.1}
   optimizer: {learning_rate: 3.0e-3, warmup_steps: 3, ema_decay: 0.9}
 data:
-  joining: {train: 80, val: 24, test: 30, longest: 3}
-  loading: {batch_seconds: 20, buckets: 4}
+  joining: {train: 60, val: 12, test: 18, longest: 3}
+  loading: {batch_seconds: 20, buckets: 4, cmvn_seconds: 30}
 """
 
 
@@ -62,15 +62,18 @@ def test_fit_validate_test_and_predict(
     folder = hub.read_config(run / "model")
     assert folder.training["best_val_cer"] == pytest.approx(log["val_cer"].min())
     assert folder.preprocessing["sample_rate"] == 8000
+    best = torch.load(run / "best.ckpt", weights_only=True)
+    name = "model.decoder.output_layer.weight"
+    assert not best["state_dict"][name].equal(best["current_model_state"][name])  # averaged
     assert call("speech", "validate", *small, "--output", run) == 0
     found = json.loads((run / "validate.json").read_text())
     assert found["val_cer"] == pytest.approx(log["val_cer"].min())
     assert call("speech", "test", *small, "--output", run) == 0
     assert "normaliser: none" in capsys.readouterr().out
     tested = json.loads((run / "test.json").read_text())
-    assert tested["test_utterances"] == 30
+    assert tested["test_utterances"] == 18
     texts = pd.read_csv(run / "texts.csv", dtype=str)
-    assert len(texts) == 30
+    assert len(texts) == 18
     assert (run / "errors.png").stat().st_size > 5000
 
     assert call("speech", "predict", *small, "--output", run) == 0

@@ -1,6 +1,7 @@
 """Utterances to batches: connected digits, tables of recordings, buckets, what is changed by chance."""
 
 import os
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -21,7 +22,7 @@ from manyheads.speech.recognition.data import (
     Loading,
     RecognitionData,
 )
-from manyheads.speech.recognition.digits import JoinedDigits
+from manyheads.speech.recognition.digits import JoinedDigits, read_digits
 from manyheads.speech.recognition.loading import UtteranceBatch
 
 DATA = os.environ.get("MANYHEADS_DATA")
@@ -138,6 +139,16 @@ def test_rows_are_normalised_on_the_training_part() -> None:
     assert one is not None
     assert other is not None
     assert 0 < (one[0] - other[0]).abs().max() < 1.0
+
+
+def test_a_folder_without_the_digits(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not hold the spoken digits"):
+        read_digits(tmp_path, "test", SMALL, 0)
+    (tmp_path / "metadata.csv").write_text("file,digit,speaker,take\n0_a_0.flac,0,a,0\n")
+    with tarfile.open(tmp_path / "fsdd_flac.tar", "w"):
+        pass
+    with pytest.raises(DataError, match=r"0_a_0\.flac"):
+        read_digits(tmp_path, "test", SMALL, 0)
 
 
 def test_buckets_bound_seconds_and_use_each_utterance_once() -> None:
