@@ -23,11 +23,13 @@ from manyheads.core.errors import BadRecord, DataError, UsageError, did_you_mean
 from manyheads.core.predictor import Row
 from manyheads.speech.audio import check_channel
 from manyheads.speech.models.paraformer import Paraformer
+from manyheads.speech.models.paraformer_streaming import Chunks
 from manyheads.speech.recognition import subtitles
 from manyheads.speech.recognition.decoding import Decoded, decode
 from manyheads.speech.recognition.preprocessing import Preprocessing
 from manyheads.speech.recognition.reading import Reader, Record, Unit
 from manyheads.speech.recognition.segments import Rules
+from manyheads.speech.recognition.stream import Stream
 from manyheads.speech.recognition.vad import KINDS, Kind, make_detector
 from manyheads.speech.sources import file_stem, list_audio
 
@@ -207,6 +209,20 @@ class Predictor:
         content = io.BytesIO()
         soundfile.write(content, values.float().cpu().numpy().T, sample_rate, format="WAV", subtype="FLOAT")
         return self.predict(pd.DataFrame({"audio": [content.getvalue()], "id": ["samples"]}))
+
+    def stream(self, endpoints: Kind = "none", chunks: Chunks | None = None) -> Stream:
+        """Begin a recording that is still going on; `Stream` says the rest.
+
+        Raises:
+            UsageError: The model was not built with `streaming=True`.
+
+        Example:
+            >>> stream = manyheads.load("runs/online/model").stream(endpoints="energy")
+            >>> for block in microphone:  # float32 arrays of any length
+            ...     print(stream.push(block))
+            >>> print(stream.finish())
+        """
+        return Stream(self.model, self.preprocessing, chunks, endpoints)
 
     def shards(self, source: core.Source, size: int) -> list[tuple[Unit, ...]]:
         """Cut a source into shards of at most `size` recordings and about fifteen minutes.

@@ -100,6 +100,8 @@ class Reader:
             try:
                 recording = self._recording(ref)
                 ends = self._ends(ref, recording)
+                if part >= len(ends) - 1:
+                    raise BadRecord("it became shorter since it was listed")
                 last = len(ends) - 1 if wanted is None else part + 1
                 while part < last:
                     yield from self._segments(ref, recording, ends, part)

@@ -90,7 +90,7 @@ class Stream:
         chunks: How the recording is cut; by default 600 ms and 300 ms of look-ahead, a latency of 900 ms
             (`latency_ms`).
         endpoints: How the ends of utterances are found: "energy", "silero", or "none": the whole recording is
-            one segment.
+            one segment, whose rows have its whole text each; not for hours.
         rules: Of the ends: a segment begins `pad_ms` before the threshold is reached, and ends after
             `pause_ms` without speech, or at `longest_ms`; its other numbers are not used.
 

@@ -306,6 +306,15 @@ def test_a_long_recording_with_a_hole(tmp_path, short_parts):
     ]
 
 
+def test_a_recording_that_became_shorter(tmp_path, short_parts):
+    audio.write(tmp_path / "x.wav", talk(20), RATE)
+    of = predictor("none")
+    shards = of.shards(str(tmp_path), 64)
+    audio.write(tmp_path / "x.wav", talk(5), RATE)
+    (record,) = of.read(shards[-1])
+    assert str(record.samples) == "part 3: it became shorter since it was listed"
+
+
 def test_channels(tmp_path):
     both = torch.stack([talk(2, 1), talk(2, 2)])
     audio.write(tmp_path / "x.wav", both, RATE)
@@ -380,6 +389,16 @@ def test_samples_in_memory(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             of.transcribe(bad, 44100)
+
+
+def test_stream():
+    with pytest.raises(UsageError, match="streaming=True"):
+        predictor().stream()
+    torch.manual_seed(1)
+    model = paraformer(len(NAMES), 140, 32, 2, 64, encoder_blocks=1, decoder_blocks=1, streaming=True)
+    stream = Predictor(model, preprocessing()).stream("energy")
+    rows = stream.push(talk(1.5)) + stream.finish()
+    assert rows[-1]["final"] and rows[-1]["end_ms"] == 1500 and stream.latency_ms > 900
 
 
 def test_other_rates_and_rows(tmp_path):
