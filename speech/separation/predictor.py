@@ -134,7 +134,7 @@ class Predictor:
     batch_size = 32  # spans of a shard; those of short recordings go through the model together
     shard_size = 256  # and no more seconds than a span has
     temporary_files = True
-    columns: Mapping[str, str] = Span.COLUMNS
+    columns: Mapping[str, str] = joined.COLUMNS
 
     def __init__(self, model: nn.Module, sample_rate: int, options: Options | None = None) -> None:
         self.model, self.sample_rate = model.eval(), sample_rate

@@ -39,6 +39,19 @@ SCHEMA = pa.schema(
 )
 
 
+COLUMNS: dict[str, str] = {
+    "id": "string",
+    "span": "int32",
+    "spans": "int32",
+    "start": "int64",
+    "samples": "int64",
+    "energy": "float64",
+    "peak": "float64",
+    "doubtful_joins": "int32",
+    "audio": "string",
+}  # of a span's row: the fields of `Span`
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of a recording, separated; its row in a part.
@@ -62,18 +75,6 @@ class Span:
     peak: float
     doubtful_joins: int
     audio: object
-
-    COLUMNS = {  # noqa: RUF012  # not a field
-        "id": "string",
-        "span": "int32",
-        "spans": "int32",
-        "start": "int64",
-        "samples": "int64",
-        "energy": "float64",
-        "peak": "float64",
-        "doubtful_joins": "int32",
-        "audio": "string",
-    }
 
     def load(self, parts: Path) -> Tensor:
         """Return the speakers' samples `[speakers, samples]`."""
