@@ -284,7 +284,12 @@ class Predictor:
             if self._open is not None:
                 self._open[1].close()
             self._open = record.ref, recording
-        return self._open[1].read(record.first + record.start, record.first + record.stop)
+        try:
+            return self._open[1].read(record.first + record.start, record.first + record.stop)
+        except BadRecord as error:
+            if record.count == 1:
+                raise
+            raise BadRecord(f"{error}; so the whole recording has no result") from error
 
     def collate(self, samples: Sequence[Tensor]) -> list[Tensor]:
         """Leave spans as they are: chunks make the batches."""

@@ -328,7 +328,10 @@ def test_a_recording_with_a_bad_span_is_left_out_whole(tmp_path):
             rows += good
             bad += faults
     assert [(fault.id, fault.reason) for fault in bad] == [
-        ("a.wav#1", "NaN or infinite samples, the first at 10.000 s")
+        (
+            "a.wav#1",
+            "NaN or infinite samples, the first at 10.000 s; so the whole recording has no result",
+        )
     ]
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.npy").write_bytes(row["audio"].content)
