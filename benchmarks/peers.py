@@ -15,12 +15,17 @@ import logging
 import sys
 import types
 from importlib.metadata import PackageNotFoundError, distribution, version
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-FUNASR = ("paraformer.cif_predictor", "paraformer.decoder", "paraformer.model", "sanm.encoder")
-LAYERS = {"attention_heads": 4, "linear_units": 2048, "kernel_size": 11, "sanm_shfit": 0}
+FUNASR = (
+    "bicif_paraformer.cif_predictor", "bicif_paraformer.model", "conformer.encoder",
+    "paraformer.cif_predictor", "paraformer.decoder", "paraformer.model", "sanm.encoder",
+)  # fmt: skip
+Kind = Literal["plain", "timestamps", "conformer"]
+PREDICTOR: dict[str, Any] = {"threshold": 1.0, "l_order": 1, "r_order": 1, "tail_threshold": 0.45}
+LAYERS: dict[str, Any] = {"attention_heads": 4, "linear_units": 2048, "kernel_size": 11, "sanm_shfit": 0}
 
 
 def is_installed(package: str) -> bool:
@@ -54,20 +59,48 @@ def clearvoice_blocks(dim: int, depth: int, group: int) -> nn.Module:
     return found.eval()
 
 
-def funasr_paraformer() -> Any:
-    """funasr's Paraformer-large, with random weights."""
+def funasr_paraformer(kind: Kind = "plain") -> Any:
+    """funasr's Paraformer-large, the same with timestamps, or the AISHELL recipe's; with random weights."""
     logging.getLogger().setLevel(logging.ERROR)
     for name in FUNASR:
         importlib.import_module(f"funasr.models.{name}")
-    predictor = {"idim": 512, "threshold": 1.0, "l_order": 1, "r_order": 1, "tail_threshold": 0.45}
-    return importlib.import_module("funasr.register").tables.model_classes["Paraformer"](
-        encoder="SANMEncoder",
-        encoder_conf={"output_size": 512, "num_blocks": 50, "input_layer": "pe", **LAYERS},
-        decoder="ParaformerSANMDecoder",
-        decoder_conf={"num_blocks": 16, "att_layer_num": 16, **LAYERS},
-        predictor="CifPredictorV2", predictor_conf=predictor, ctc_weight=0.0, input_size=560,
-        vocab_size=8404,
-    ).eval()  # fmt: skip
+    options = _conformer() if kind == "conformer" else _large(kind == "timestamps")
+    name = "BiCifParaformer" if kind == "timestamps" else "Paraformer"
+    return importlib.import_module("funasr.register").tables.model_classes[name](**options).eval()
+
+
+def _large(timestamps: bool) -> dict[str, Any]:
+    predictor: dict[str, Any] = PREDICTOR | {"idim": 512}
+    if timestamps:
+        predictor |= {"smooth_factor2": 0.25, "noise_threshold2": 0.01, "upsample_times": 3}
+        predictor |= {"use_cif1_cnn": False, "upsample_type": "cnn_blstm"}
+    return {
+        "encoder": "SANMEncoder",
+        "encoder_conf": LAYERS | {"output_size": 512, "num_blocks": 50, "input_layer": "pe"},
+        "decoder": "ParaformerSANMDecoder",
+        "decoder_conf": LAYERS | {"num_blocks": 16, "att_layer_num": 16},
+        "predictor": "CifPredictorV3" if timestamps else "CifPredictorV2",
+        "predictor_conf": predictor,
+        "ctc_weight": 0.0,
+        "input_size": 560,
+        "vocab_size": 8404,
+    }
+
+
+def _conformer() -> dict[str, Any]:
+    sizes = {"attention_heads": 4, "linear_units": 2048}
+    return {
+        "encoder": "ConformerEncoder",
+        "encoder_conf": sizes | {"output_size": 256, "num_blocks": 12, "input_layer": "conv2d",
+                                 "macaron_style": True, "cnn_module_kernel": 15},
+        "decoder": "ParaformerSANDecoder",
+        "decoder_conf": sizes | {"num_blocks": 6},
+        "predictor": "CifPredictor",
+        "predictor_conf": PREDICTOR | {"idim": 256},
+        "ctc_weight": 0.3,
+        "input_size": 80,
+        "vocab_size": 4233,
+    }  # fmt: skip
 
 
 def funasr_front_end() -> Any:
