@@ -159,14 +159,14 @@ class SeparationData(LightningDataModule):
         """Return the training batches, others each epoch; a last one that is not full is left out.
 
         Raises:
-            DataError: An epoch has fewer mixtures than a batch.
+            UsageError: An epoch has fewer mixtures than a batch.
         """
         mixtures = self.part("train")
         schedule = Schedule(
             len(mixtures), self.batch_size, drop_last=True, seed=self.seed, part=share_of(self.trainer)
         )
         if not len(schedule):
-            raise DataError(
+            raise UsageError(
                 f"{len(mixtures)} mixtures an epoch do not fill a batch of {self.batch_size}: raise "
                 "loading.epoch_mixtures"
             )

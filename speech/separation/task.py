@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from manyheads.core import hub
-from manyheads.core.catalog import create_model
+from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.speech.recognition import optimization
 from manyheads.speech.recognition.optimization import Optimizer
@@ -85,6 +85,8 @@ class Separator(LightningModule):
         super().__init__()
         if not 1 <= speakers <= MOST_SPEAKERS:
             raise UsageError(f"data.speakers must be from 1 to {MOST_SPEAKERS}, not {speakers}")
+        if find(name).task != "separation":
+            raise UsageError(f"{name} is not trained here: it is for {find(name).task}")
         if "num_spks" in (arguments or {}):
             raise UsageError("model.arguments.num_spks is decided by data.speakers")
         if objective.halve_after and optimizer.schedule != "constant":

@@ -212,7 +212,7 @@ def test_options_that_cannot_be_meant_are_refused(people):
         Loading(val_mixtures=0)
     with pytest.raises(UsageError, match=r"splits.val_share must lie between 0 and 1"):
         Splits(val_share=0.0)
-    with pytest.raises(DataError, match="10 mixtures an epoch do not fill a batch of 11"):
+    with pytest.raises(UsageError, match="10 mixtures an epoch do not fill a batch of 11"):
         SeparationData(str(people), batch_size=11, loading=Loading(epoch_mixtures=10)).train_dataloader()
 
 

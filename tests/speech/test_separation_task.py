@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from manyheads.apps import cli
 from manyheads.core.errors import UsageError
 from manyheads.speech.audio import write
 from manyheads.speech.models.mossformer import mossformer, overlap_add
@@ -149,48 +146,6 @@ def test_cosine_filters_give_a_waveform_back():
             features[..., 32:] = 0  # what there is beyond the cosines is as it was
             back = overlap_add(features[:, :, None], decoder.weight)[:, 0]
         torch.testing.assert_close(back[:, 16:-16], wave[:, 16:-16], atol=1e-5, rtol=0)
-
-
-def test_a_run_from_the_command_line(people, tmp_path, capsys):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        json.dumps(
-            {
-                "task": "separation",
-                "trainer": {"max_epochs": 2, "accelerator": "cpu", "gradient_clip_val": 5.0},
-                "model": {"arguments": TINY, "optimizer": {"warmup_steps": 1, "ema_decay": 0.9}},
-                "data": {
-                    "dataset": str(people),
-                    "batch_size": 2,
-                    "mixing": {"seconds": 0.3, "speeds": [0.9, 1.0]},
-                    "loading": {"epoch_mixtures": 6, "val_mixtures": 2, "test_mixtures": 6},
-                },
-            }
-        )
-    )
-    run = tmp_path / "run"
-    assert cli.main(["speech", "fit", "--config", str(config), "--output", str(run)]) == 0
-    saved = json.loads((run / "model" / "config.json").read_text())
-    assert saved["name"] == "mossformer"
-    assert saved["arguments"] == {"num_spks": 2, **TINY}
-    assert saved["preprocessing"] == {"sample_rate": RATE}
-    assert math.isfinite(saved["training"]["best_val_si_sdri"])
-    assert (run / "curves.png").stat().st_size > 5000
-    assert cli.main(["speech", "validate", "--config", str(run / "config.yaml")]) == 0
-    assert cli.main(["speech", "test", "--config", str(run / "config.yaml")]) == 0
-    assert "SI-SDRi " in capsys.readouterr().out
-    figures = json.loads((run / "test.json").read_text())
-    table = pd.read_csv(run / "mixtures.csv")
-    assert list(table.columns[:5]) == ["id", "seconds", "si_sdri", "si_sdr", "mixture_si_sdr"]
-    assert len(table) == 6
-    assert table.si_sdri.mean() == pytest.approx(figures["test_si_sdri"], abs=1e-3)
-    assert table.si_sdri.median() == pytest.approx(figures["test_si_sdri_median"], abs=1e-3)
-    assert table[["si_sdr_1", "si_sdr_2"]].mean(axis=1).to_numpy() == pytest.approx(table.si_sdr, abs=2e-3)
-    assert (run / "mixtures.png").stat().st_size > 5000
-    going_on = ["speech", "fit", "--config", str(config), "--model.start", str(run / "model")]
-    assert cli.main([*going_on, "--output", str(tmp_path / "on"), "--trainer.max_epochs", "1"]) == 0
-    assert cli.main([*going_on, "--output", str(tmp_path / "off"), "--data.sample_rate", "16000"]) == 2
-    assert "is for 8000 Hz: set data.sample_rate to that" in capsys.readouterr().err
 
 
 @pytest.mark.slow
