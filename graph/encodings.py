@@ -1,7 +1,8 @@
 """Where a node lies in its graph: encodings of whole batches of graphs at once.
 
-Graphs of one size are worked on together as dense matrices: exact, nothing padded, and a graph's numbers do
-not depend on the others in the batch. An edge that is there several times counts as often.
+Graphs of one size are worked on together as dense matrices, and spectra of small graphs by compiled loops: exact,
+nothing padded, and a graph's numbers do not depend on the others in the batch. An edge that is there several
+times counts as often.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from manyheads.core import parallel
+from manyheads.core.dispatch import numba_installed
 from manyheads.core.errors import UsageError
+from manyheads.graph.graphs import graph_ids
 
 LARGEST = 8192  # nodes of a graph that is made dense: half a GiB in float64
+SMALL = 64  # nodes up to which compiled loops are faster than LAPACK
 CHUNK = 8 * 1024 * 1024  # numbers of one stack of matrices
 
 
@@ -71,22 +77,53 @@ def laplacian_spectrum(edge_index: Tensor, starts: Tensor, k: int) -> Spectrum:
     nodes = int(starts[-1])
     values = torch.full((starts.shape[0] - 1, k), float("nan"), dtype=torch.float64, device=starts.device)
     vectors = torch.zeros(nodes, k, dtype=torch.float64, device=starts.device)
-    for graphs, rows, dense in _matrices(edge_index, starts):
-        dense.diagonal(dim1=1, dim2=2).zero_()
-        dense = (dense + dense.transpose(1, 2)) / 2
-        scale = dense.sum(2).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-        scale = scale.where(dense.sum(2) > 0, 0.0)
-        size = dense.shape[1]
-        own = torch.eye(size, dtype=torch.float64, device=starts.device)
-        found, basis = torch.linalg.eigh(own - scale[:, :, None] * dense * scale[:, None, :])
-        found, basis = found[:, 1 : k + 1], basis[:, :, 1 : k + 1]  # [G, c], [G, n, c]; c < n
-        if basis.shape[2] == 0:
-            continue
-        largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-        basis = basis * largest.sign()
-        values[graphs, : found.shape[1]] = found
-        vectors[rows.flatten(), : basis.shape[2]] = basis.flatten(0, 1)
-    return Spectrum(values, vectors)
+    found = Spectrum(values, vectors)
+    small = torch.zeros_like(values[:, 0], dtype=torch.bool)
+    if edge_index.is_cpu and numba_installed():
+        small = starts.diff() <= SMALL
+        _small_spectra(edge_index, starts, small, found)
+    if not bool(small.all()):
+        for graphs, rows, dense in _matrices(edge_index, starts, ~small):
+            _spectra(graphs, rows, dense, found)
+    return found
+
+
+def _small_spectra(edge_index: Tensor, starts: Tensor, small: Tensor, found: Spectrum) -> None:
+    """Fill in the spectra of small graphs by compiled loops, graphs shared out to torch's threads."""
+    from manyheads.graph.spectrum_kernels import spectra
+
+    source, target, owner = _edges(edge_index, starts)
+    first = torch.searchsorted(owner, torch.arange(starts.shape[0]))
+    arrays = [x.numpy() for x in (source, target, first, starts.long())]
+    # runs of small graphs, each cut into parts
+    ends = torch.nn.functional.pad(small.int(), (1, 1)).diff()
+    failed = []
+
+    def part(low: int, high: int) -> None:
+        failed.append(spectra(*arrays, low, high, found.values.numpy(), found.vectors.numpy()))
+
+    for low, high in zip(
+        (ends > 0).nonzero().flatten().tolist(), (ends < 0).nonzero().flatten().tolist(), strict=True
+    ):
+        step = max(1, -(-(high - low) // parallel.workers()))
+        parallel.run([partial(part, i, min(i + step, high)) for i in range(low, high, step)])
+    assert not any(failed), "a Laplacian's spectrum did not converge"
+
+
+def _spectra(graphs: Tensor, rows: Tensor, dense: Tensor, found: Spectrum) -> None:
+    """Fill in the spectra of graphs of one size by LAPACK."""
+    k, size = found.values.shape[1], dense.shape[1]
+    dense.diagonal(dim1=1, dim2=2).zero_()
+    dense = (dense + dense.transpose(1, 2)) / 2
+    degrees = dense.sum(2)
+    scale = degrees.rsqrt().where(degrees > 0, 0.0)
+    own = torch.eye(size, dtype=dense.dtype, device=dense.device)
+    values, basis = torch.linalg.eigh(own - scale[:, :, None] * dense * scale[:, None, :])
+    values, basis = values[:, 1 : k + 1], basis[:, :, 1 : k + 1]  # [G, c], [G, n, c]; c < n
+    if basis.shape[2]:
+        basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+        found.values[graphs, : values.shape[1]] = values
+        found.vectors[rows.flatten(), : basis.shape[2]] = basis.flatten(0, 1)
 
 
 def flip_signs(encoding: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -216,11 +253,10 @@ def roles(edge_index: Tensor, starts: Tensor, rounds: int = 1) -> Tensor:
         Zhang et al. 2020, arXiv 2001.05140, as in arXiv 2012.09699.
     """
     _positive("rounds", rounds)
-    sizes = starts.diff().long()
+    sources, targets, _ = _edges(edge_index, starts)
     nodes = int(starts[-1])
-    _check(edge_index, torch.repeat_interleave(torch.arange(sizes.shape[0], device=starts.device), sizes), nodes)
     neighbours: list[set[int]] = [set() for _ in range(nodes)]
-    for source, target in edge_index.t().tolist():
+    for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
         neighbours[source].add(target)
         neighbours[target].add(source)
     colour = [1] * nodes
@@ -243,51 +279,60 @@ def _positive(name: str, value: int) -> None:
         raise UsageError(f"graph encodings: {name} must be positive, not {value}")
 
 
-def _matrices(edge_index: Tensor, starts: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Graphs of one size at a time: their numbers `[G]`, nodes `[G, n]`, adjacencies `[G, n, n]` float64."""
+def _edges(edge_index: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sources, destinations and graphs of the edges, graph after graph.
+
+    Raises:
+        ValueError: edge_index is no such thing, names a node that is not there, or joins two graphs.
+    """
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"graph encodings: edge_index must be [2, E], not {list(edge_index.shape)}")
+    nodes = int(starts[-1])
+    if edge_index.numel():
+        low, high = (int(x) for x in edge_index.aminmax())
+        if low < 0 or high >= nodes:
+            wrong = low if low < 0 else high
+            raise ValueError(f"graph encodings: an edge names node {wrong}, and there are {nodes}")
+    source, target = edge_index.long().contiguous()
+    graph = graph_ids(starts, nodes)
+    owner = graph[source]
+    if not torch.equal(owner, graph[target]):
+        raise ValueError("graph encodings: an edge leads from one graph into another")
+    if bool((owner.diff() < 0).any()):  # batches come in order
+        owner, order = owner.sort(stable=True)
+        source, target = source[order], target[order]
+    return source, target, owner
+
+
+def _matrices(
+    edge_index: Tensor, starts: Tensor, chosen: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Graphs of one size at a time: their numbers `[G]`, nodes `[G, n]`, adjacencies `[G, n, n]` float64.
+
+    Raises:
+        UsageError: A graph is too large.
+    """
+    source, target, owner = _edges(edge_index, starts)
     starts = starts.long()
-    sizes, nodes = starts.diff(), int(starts[-1])
-    graph = torch.repeat_interleave(torch.arange(sizes.shape[0], device=starts.device), sizes)
-    source, target = edge_index.long()
-    _check(edge_index, graph, nodes)
+    sizes = starts.diff()
     if sizes.numel() and (most := int(sizes.max())) > LARGEST:
         raise UsageError(
             f"graph encodings: a graph of {most} nodes is too large to be made dense (at most {LARGEST})"
         )
-    owner = graph[source]
-    # edges of one size, and of one graph, next to each other: cut instead of searched
-    by_size = torch.argsort(sizes, stable=True)
-    rank = torch.empty_like(by_size)
-    rank[by_size] = torch.arange(by_size.shape[0], device=starts.device)
-    edges = torch.argsort(rank[owner], stable=True)
-    source, target, owner = source[edges], target[edges], owner[edges]
-    ends = torch.bincount(rank[owner], minlength=sizes.shape[0]).cumsum(0).tolist()
-    each, counts = torch.unique_consecutive(sizes[by_size], return_counts=True)
-    begin = 0
-    for size, count in zip(each.tolist(), counts.tolist(), strict=True):
-        step = max(1, CHUNK // max(1, size * size))
-        for low in range(begin, begin + count, step):
-            high = min(low + step, begin + count)
-            if size:
-                edge = slice(ends[low - 1] if low else 0, ends[high - 1])
-                graphs = by_size[low:high]
-                rows = starts[graphs, None] + torch.arange(size, device=starts.device)
-                origin = starts[owner[edge]]
-                index = (rank[owner[edge]] - low) * size * size
-                index = index + (source[edge] - origin) * size + target[edge] - origin
-                flat = torch.bincount(index, minlength=(high - low) * size * size)
-                yield graphs, rows, flat.view(-1, size, size).double()
-        begin += count
-
-
-def _check(edge_index: Tensor, graph: Tensor, nodes: int) -> None:
-    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-        raise ValueError(f"graph encodings: edge_index must be [2, E], not {list(edge_index.shape)}")
-    if not edge_index.numel():
-        return
-    low, high = (int(x) for x in edge_index.aminmax())
-    if low < 0 or high >= nodes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"graph encodings: an edge names node {wrong}, and there are {nodes}")
-    if not torch.equal(*graph[edge_index.long()]):
-        raise ValueError("graph encodings: an edge leads from one graph into another")
+    first = torch.searchsorted(owner, torch.arange(starts.shape[0], device=starts.device))
+    counts = first.diff()
+    for size in sizes[chosen].unique().tolist() if chosen is not None else sizes.unique().tolist():
+        same = (sizes == size).nonzero().flatten()
+        for graphs in same.split(max(1, CHUNK // max(1, size * size))):
+            if not size:
+                continue
+            # the numbers of these graphs' edges: a run from each graph's first
+            each = counts[graphs]
+            place = torch.repeat_interleave(first[graphs] - (each.cumsum(0) - each), each)
+            edges = place + torch.arange(place.shape[0], device=place.device)
+            local = torch.repeat_interleave(torch.arange(graphs.shape[0], device=place.device), each)
+            index = (local * size + source[edges] - starts[graphs][local]) * size
+            index = index + target[edges] - starts[graphs][local]
+            flat = torch.bincount(index, minlength=graphs.shape[0] * size * size)
+            rows = starts[graphs, None] + torch.arange(size, device=starts.device)
+            yield graphs, rows, flat.view(-1, size, size).double()

@@ -239,9 +239,7 @@ class GPS(nn.Module):
         self.encoding_norm = nn.BatchNorm1d(of.encoding_dim) if width else None
         self.encoding = nn.Linear(of.encoding_dim, width) if width else None
         self.layers = nn.ModuleList(
-            GPSLayer(
-                hidden_dim, n_heads, local=local, norm=norm, dropout=dropout, attn_dropout=attn_dropout
-            )
+            GPSLayer(hidden_dim, n_heads, local=local, norm=norm, dropout=dropout, attn_dropout=attn_dropout)
             for _ in range(L)
         )
         self.head = MLPReadout(hidden_dim, outputs)

@@ -146,7 +146,8 @@ class Urpe(nn.Module):
         self.encoding = nn.Linear(of.encoding_dim, hidden_dim) if of.encoding_dim else None
         self.edge_bias = edge_layer(of, n_heads) if of.edges else None
         self.bias = nn.Parameter(torch.zeros(max_distance + 2, n_heads))
-        self.factor = nn.Parameter(torch.ones(max_distance + 2, n_heads))  # it begins as attention with a bias
+        # ones: it begins as attention with a bias
+        self.factor = nn.Parameter(torch.ones(max_distance + 2, n_heads))
         self.layers = nn.ModuleList(
             UrpeLayer(hidden_dim, ffn_dim, n_heads, dropout=dropout, attn_dropout=attn_dropout)
             for _ in range(L)
@@ -181,7 +182,7 @@ class Urpe(nn.Module):
         return pad_pairs(found, graphs.starts, most, self.max_distance + 1)
 
     def _bonds(self, graphs: Graphs, slots: Tensor, distance: Tensor) -> Tensor:
-        """What an edge adds to the scores of its destination's query and its source's key, `[B, n, n, heads]`."""
+        """What edges add to scores, destination's query with source's key, `[B, n, n, heads]`."""
         assert self.edge_bias is not None
         edge = self.edge_bias(wanted(graphs.edge_attr, "edge_attr"))  # [E, heads]
         most = distance.shape[1]
@@ -246,6 +247,4 @@ def urpe(
     chances = {"dropout": dropout, "attn_dropout": attn_dropout}
     check_sizes("urpe", sizes, readout=readout, hidden_dim=hidden_dim, **chances)
     of = inputs(node_types, node_features, edge_types, edge_features, encoding_dim)
-    return Urpe(
-        of, outputs, hidden_dim, ffn_dim, L, n_heads, max_distance, readout, dropout, attn_dropout
-    )
+    return Urpe(of, outputs, hidden_dim, ffn_dim, L, n_heads, max_distance, readout, dropout, attn_dropout)

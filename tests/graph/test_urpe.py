@@ -123,7 +123,7 @@ def test_a_batch_is_its_graphs(random_graphs, split):
 
 
 def test_the_factor_sees_what_no_bias_can():
-    """The paper's case: alike nodes on graphs of another shape give one answer with a bias, two with a factor."""
+    """The paper's case: alike nodes on unlike graphs: one answer with a bias, two with a factor."""
     ring = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]])
     triangles = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 0, 4, 5, 3]])
     model = urpe(1, node_types=[1], hidden_dim=16, ffn_dim=16, L=1, n_heads=2).double().eval()
@@ -140,7 +140,7 @@ def test_the_factor_sees_what_no_bias_can():
 
 
 def test_learns_every_parameter(random_graphs):
-    model = small()
+    model = small(readout="node")
     graphs = with_distances(random_graphs([9, 12, 30, 5, 21, 16]))
     (model(graphs).sum() + model.embed(graphs).pow(3).sum()).backward()
     unreached = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
