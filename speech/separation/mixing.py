@@ -25,7 +25,6 @@ Mode = Literal["min", "max"]
 
 SILENT = 1e-4  # a piece of less than this root mean square (-80 dB) is no voice
 _TRIES = 20  # pieces drawn for one that is not silent
-WHOLE = -1  # the epoch of whole recordings
 
 
 @dataclass(frozen=True)
