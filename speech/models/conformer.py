@@ -151,10 +151,14 @@ class RelativeAttention(nn.Module):
 
 
 def _shift(scores: Tensor) -> Tensor:
-    """From scores by distance, from T - 1 rows back to as many ahead, to scores by key: `[B, H, T, T]`."""
+    """From scores by distance, T - 1 rows back to as many ahead, to scores by key: a view `[B, H, T, T]`.
+
+    Key j of query i is at T - 1 - i + j of its row: the next query's keys begin one place earlier.
+    """
+    scores = scores.contiguous()
     batch, heads, size, span = scores.shape
-    moved = F.pad(scores, (1, 0)).view(batch, heads, span + 1, size)[:, :, 1:]
-    return moved.reshape(batch, heads, size, span)[..., :size]
+    steps = (heads * size * span, size * span, span - 1, 1)
+    return scores.as_strided((batch, heads, size, size), steps, size - 1)
 
 
 class ConvolutionModule(nn.Module):

@@ -189,3 +189,19 @@ def test_the_recipes_size():
 def test_wrong_sizes_are_refused(make, complaint):
     with pytest.raises(UsageError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("positions", KINDS)
+def test_exports(positions):
+    """For any number of recordings; that of frames, of which every fourth is a row, is fixed."""
+    model = small(positions).eval()
+    rows = torch.export.Dim("rows", min=2, max=64)
+    shapes = {"features": {0: rows}, "lengths": {0: rows}, "max_tokens": None}
+    given = torch.randn(3, 61, 20), torch.tensor([61, 40, 33])
+    program = torch.export.export(model, given, {"max_tokens": 20}, dynamic_shapes=shapes)
+    for call in (given, (torch.randn(5, 61, 20), torch.tensor([9, 61, 47, 60, 33]))):
+        with torch.no_grad():
+            found, wanted = program.module()(*call, max_tokens=20), model(*call, max_tokens=20)
+        assert torch.equal(found.counts, wanted.counts) and int(wanted.counts.max()) > 3
+        for b, count in enumerate(wanted.counts.tolist()):
+            close(found.logits[b, :count], wanted.logits[b, :count], 1e-4)
