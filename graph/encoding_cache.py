@@ -1,4 +1,4 @@
-"""Encodings kept on disk, by what the graphs are and how they are encoded: computed once, whatever is trained."""
+"""Encodings kept on disk, by what the graphs are and how they are encoded: computed once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def cached(
 ) -> Tensor:
     """Return `encode(edge_index, starts, **parameters)`, from disk where it has been computed before.
 
-    A file is named by the encoding and a hash of edges, sizes and parameters, and written whole or not at all;
-    one that cannot be read is computed and written again.
+    A file is named by the encoding and a hash of edges, sizes and parameters, and is written whole or not at
+    all; one that cannot be read is computed and written again.
 
     Args:
         folder: Where files are kept; made if it is not there.

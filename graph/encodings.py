@@ -1,8 +1,8 @@
 """Where a node lies in its graph: encodings of whole batches of graphs at once.
 
-Graphs of one size are worked on together as dense matrices, and spectra of small graphs by compiled loops: exact,
-nothing padded, and a graph's numbers do not depend on the others in the batch. An edge that is there several
-times counts as often.
+Graphs of one size are worked on together as dense matrices, and spectra of small graphs by compiled loops:
+exact, nothing padded, and a graph's numbers do not depend on the others in the batch. An edge that is there
+several times counts as often.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Spectrum(NamedTuple):
 def laplacian(edge_index: Tensor, starts: Tensor, k: int) -> Tensor:
     """Laplacian encodings: entries of the eigenvectors of `I - D^-1/2 A D^-1/2`, the first one left out.
 
-    Their signs are free, so that training flips them (`flip_signs`), and where eigenvalues are equal, so is the
-    basis. Here each has the sign that makes its largest entry positive. A graph of n <= k nodes has n - 1
+    Their signs are free, so that training flips them (`flip_signs`), and where eigenvalues are equal, so is
+    the basis. Here each has the sign that makes its largest entry positive. A graph of n <= k nodes has n - 1
     columns, then zeros; one node has zeros alone. Self-loops are left out. Edges of one direction count half.
-    An isolated node has eigenvalue 1, as published, so that it does not hide among the zeros of components.
+    An isolated node has eigenvalue 1, as published, so that it does not hide among the components' zeros.
 
     Args:
         edge_index: Sources in row 0, destinations in row 1, all graphs'.

@@ -1,8 +1,8 @@
 """Spectra of small graphs, compiled by numba: for a matrix of 23 rows LAPACK's calls cost more than the sums.
 
 Householder reflections make the Laplacian tridiagonal, implicit QL sweeps make that diagonal (EISPACK's tred2
-and tql2), and the reflections are taken back for the wanted vectors alone. Rows are padded to eights, and inner
-loops run over eight numbers, which the compiler makes vectors of.
+and tql2), and the reflections are taken back for the wanted vectors alone. Rows are padded to eights, and
+inner loops run over two rows at most, given as rows: that is what the compiler makes vectors of.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

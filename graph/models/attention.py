@@ -1,7 +1,7 @@
 """Attention of each node to all nodes of its graph.
 
-Packed (no padding is stored, read or computed) where nothing but queries, keys and values is in play; padded to
-the batch's largest graph where a bias or factor a pair of nodes comes in, or attention weights are dropped.
+Packed (no padding is stored, read or computed) where nothing but queries, keys and values is in play; padded
+to the batch's largest graph where a bias or factor a pair of nodes comes in, or attention weights are dropped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class GraphAttention(nn.Module):
         dropout: Probability that an attention weight is dropped in training.
 
     Shape:
-        h `[N, dim]`; starts int32 `[B + 1]`; bias and post_scale `[B, heads, n, n]`, n being the largest graph's
-        nodes; the result `[N, dim]`.
+        h `[N, dim]`; starts int32 `[B + 1]`; bias and post_scale `[B, heads, n, n]`, n being the largest
+        graph's nodes; the result `[N, dim]`.
 
     Raises:
         UsageError: The heads do not divide the width.

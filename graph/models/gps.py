@@ -1,4 +1,4 @@
-"""GPS: messages between neighbours and attention among all nodes, side by side in every layer. arXiv 2205.12454.
+"""GPS: messages between neighbours and attention among all nodes, side by side. arXiv 2205.12454.
 
 A layer's parameters have the names of the published code (rampasek/GraphGPS); `from_torch_geometric` renames
 those of torch-geometric's `GPSConv`. Attention is packed: torch-geometric and the published code pad every

@@ -1,8 +1,8 @@
 """Message passing networks on torch-geometric's layers: the baselines that a graph transformer has to beat.
 
-GCN (arXiv 1609.02907), GINE (1905.12265), the residual gated form of torch-geometric (1711.07553), and GatedGCN
-with edges that are carried along (2003.00982), which torch-geometric does not have. Tuned as arXiv 2406.08993
-found it to matter: residuals, a norm, dropout, in every layer.
+GCN (arXiv 1609.02907), GINE (1905.12265), the residual gated form of torch-geometric (1711.07553), and
+GatedGCN with edges that are carried along (2003.00982), which torch-geometric does not have. Tuned as arXiv
+2406.08993 found it to matter: residuals, a norm, dropout, in every layer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""URPE: attention whose weights are multiplied, after the softmax, by a factor of the distance. arXiv 2205.13401.
+"""URPE: attention weights are multiplied, after the softmax, by a factor of the distance. arXiv 2205.13401.
 
 A bias of the distance in the softmax alone cannot tell some graphs apart that `softmax(QK + B) * C` can. The
 released code (lsj2408/URPE) is of sequences: a layer's parameters have its names. That of graphs was never
-released: here B and C are tables by shortest path, a pair of edges adds its bond's bias, as in Graphormer, and
-nodes know their degree.
+released: here B and C are tables by shortest path, shared by all layers; an edge adds its own bias to its
+pair; nodes know their degree.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class UrpeLayer(nn.Module):
         dim: Width.
         ffn_dim: Width within the feed-forward net.
         num_heads: Heads.
-        norm_first: Norms before attention and net; otherwise behind the residuals, as the sequence code has it.
+        norm_first: Norms before attention and net; otherwise behind the residuals, as the sequence code does.
         dropout: Probability, in training, of what is added.
         attn_dropout: Probability that an attention weight is dropped, in training.
 
