@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from torch import Tensor, cat
+import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from manyheads.core.errors import BadRecord
 from manyheads.speech.audio import Channel, Recording
 from manyheads.speech.recognition import segments
 from manyheads.speech.recognition.segments import Rules, Span
-from manyheads.speech.recognition.vad import Detector, levels, window_of
+from manyheads.speech.recognition.vad import WINDOW_MS, Detector, levels, window_of
 from manyheads.speech.sources import AudioRef
 
 PART_S = 600  # of a long recording, about
+PIECE_S = 20  # that is read at once
 SEARCH_S = 10  # to both sides of where a part should end
 
 
@@ -159,10 +161,19 @@ class Reader:
             start -= reach
             start += self._calm(recording.read(start, start + 2 * reach))
         if part == len(ends) - 2:
-            return start, recording.read(start, stop)
-        most = recording.read(start, stop - reach)
-        around = recording.read(stop - reach, stop + reach)
-        return start, cat((most, around[: self._calm(around)]))
+            return start, self._samples(recording, start, stop, stop)
+        samples = self._samples(recording, start, stop - reach, stop + reach)
+        around = samples[stop - reach - start :]
+        around[:] = recording.read(stop - reach, stop + reach)
+        return start, samples[: len(samples) - len(around) + self._calm(around)]
+
+    def _samples(self, recording: Recording, start: int, stop: int, room: int) -> Tensor:
+        """Read a long stretch piece by piece, into one place that has room for more."""
+        samples, step = torch.empty(room - start), PIECE_S * self.sample_rate
+        for place in range(start, stop, step):
+            end = min(place + step, stop)
+            samples[place - start : end - start] = recording.read(place, end)
+        return samples
 
     def _calm(self, around: Tensor) -> int:
         """The sample in the middle of the quietest place."""
@@ -172,11 +183,16 @@ class Reader:
 
     def spans(self, samples: Tensor) -> list[Span]:
         """Find the segments of a part."""
-        filled = pad(samples, (0, -len(samples) % self.window))
-        loud = levels(filled, self.window)
+        loud, speech = [], []
+        if self.detector is not None:
+            self.detector.reset()
+        for block in samples.split(PIECE_S * 1000 // WINDOW_MS * self.window):
+            filled = pad(block, (0, -len(block) % self.window))
+            loud.append(levels(filled, self.window))
+            if self.detector is not None:
+                speech.append(self.detector.push(filled))
         if self.detector is None:
             longest = self.rules.longest_ms * self.sample_rate // 1000
-            return segments.cut(Span(0, len(samples)), loud, self.window, longest)
-        self.detector.reset()
-        speech = self.detector.push(filled)
-        return segments.segments(speech, loud, self.window, len(samples), self.sample_rate, self.rules)
+            return segments.cut(Span(0, len(samples)), torch.cat(loud), self.window, longest)
+        size, rate = len(samples), self.sample_rate
+        return segments.segments(torch.cat(speech), torch.cat(loud), self.window, size, rate, self.rules)

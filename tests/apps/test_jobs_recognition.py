@@ -315,9 +315,10 @@ def test_five_hundred_files_and_two_hours(tmp_path, inspect_folder, vad):
         and (found.end_ms[:-1].values <= found.start_ms[1:].values).all()
     )
     segments = list(zip(found.start_ms, found.end_ms, strict=True))
-    missed = sum(covered(segments, *ends(times)) < 0.9 for _, times in said)
-    print(f"{len(said)} utterances, {len(found)} segments; {missed} utterances less than nine tenths heard")
-    assert missed <= 0.01 * len(said)
+    digits = [each for _, times in said for each in times]
+    missed = sum(covered(segments, *each) < 0.5 for each in digits)  # many clips end with silence
+    print(f"{len(digits)} digits in {len(found)} segments; {missed} digits less than half heard")
+    assert missed <= 0.005 * len(digits)
     subtitles = cues(killed / "results" / "long.flac.srt")
     assert all(a[1] <= b[0] for a, b in pairwise(subtitles))
     assert "".join(text for _, _, text in subtitles).replace(" ", "") == "".join(found.text)
