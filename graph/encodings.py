@@ -140,8 +140,8 @@ def flip_signs(encoding: Tensor, generator: torch.Generator | None = None) -> Te
 def random_walk(edge_index: Tensor, starts: Tensor, steps: int) -> Tensor:
     """Chance that a walk of 1, 2, ... steps along random edges ends where it began.
 
-    The walk follows the edges' direction; self-loops are steps. From a node without outgoing edges there is no
-    walk: zeros.
+    The walk follows the edges' direction; self-loops are steps. From a node without outgoing edges there is
+    no walk: zeros.
 
     Args:
         edge_index: Sources in row 0, destinations in row 1, all graphs'.
@@ -202,8 +202,8 @@ def shortest_paths(edge_index: Tensor, starts: Tensor, most: int) -> Tensor:
         most: The largest distance that is told from larger ones.
 
     Shape:
-        edge_index `[2, E]`; starts `[B + 1]`; the result `[n1 ** 2 + n2 ** 2 + ...]` int16: graph after graph,
-        the n x n numbers of each row by row, from the row's node to the column's.
+        edge_index `[2, E]`; starts `[B + 1]`; the result `[n1 ** 2 + n2 ** 2 + ...]` int16: graph after
+        graph, the n x n numbers of each row by row, from the row's node to the column's.
 
     Raises:
         UsageError: most is not positive, or a graph is too large to be made dense.
@@ -234,8 +234,8 @@ def roles(edge_index: Tensor, starts: Tensor, rounds: int = 1) -> Tensor:
     """Weisfeiler-Lehman roles: nodes with the same neighbourhood in their graph have the same number.
 
     In each round a node's colour becomes the hash of its own and its neighbours'; the numbers, from 1, are
-    the ranks of a graph's hashes. The published code asks for two rounds and keeps the first: 1 is its result.
-    Neighbours are told apart from others, not counted by edges, and directions do not matter.
+    the ranks of a graph's hashes. The published code asks for two rounds and keeps the first: 1 is its
+    result. A neighbour counts once, however many edges there are, and directions do not matter.
 
     Args:
         edge_index: Sources in row 0, destinations in row 1, all graphs'.
