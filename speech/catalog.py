@@ -49,6 +49,7 @@ MOSSFORMER2: dict[str, str] = {
 PARAFORMER: dict[str, str] = {
     "paraformer_large": "Paraformer-large, 220.1 million parameters: a whole utterance in one pass",
     "paraformer": "Paraformer of any size",
+    "paraformer_conformer": "Paraformer of the AISHELL recipe: a Conformer for an encoder, any size",
 }
 
 MODELS: tuple[Entry, ...] = (

@@ -67,7 +67,8 @@ def representatives() -> list[catalog.Entry]:
 @pytest.mark.parametrize("entry", representatives(), ids=lambda entry: entry.name)
 def test_every_model_round_trips(entry, tmp_path):
     takes = {part.partition(":")[0] for part in catalog.arguments(entry).split(", ")}
-    plain = {"seq_len": 96, "pred_len": 4, "enc_in": 3, "channels": 3, "classes": 2}
+    plain = {"seq_len": 96, "pred_len": 4, "enc_in": 3, "channels": 3, "classes": 2, "vocab_size": 50}
+    plain |= {"encoder_blocks": 2, "decoder_blocks": 2}
     wanted = {key: value for key, value in plain.items() if key in takes}
     if "base" in takes:
         wanted |= {"base": "itransformer", "arguments": {"d_model": 16, "d_ff": 16}}
