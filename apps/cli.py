@@ -32,7 +32,7 @@ def _top() -> Parser:
   quickstart             train, test, save, predict and plot on real data in three minutes
   vision fit ...         train an image classifier from a config (also: validate, test, predict, explain, knn)
   timeseries fit ...     train a forecaster from a config (also: validate, test, predict, backtest, plot)
-  vision fit ...         train an image classifier (also: validate, test, predict, explain, knn)
+  speech fit ...         train a separator or a recogniser from a config (also: validate, test, predict)
   predict                run a model over files as a resumable batch job
   models                 list the catalogue, or show one model
   data                   list the data sets, or fetch one

@@ -20,7 +20,7 @@ ACTIONS = {
     "fit": "train, keep the best and the last checkpoint, write a model folder",
     "validate": "measure the best checkpoint on the validation split",
     "test": "measure the best checkpoint on the test split",
-    "predict": "run the model on the config's data as a batch job; forecasts go on past their end",
+    "predict": "run the model on the config's data as a batch job (forecasts go on past their end)",
 }
 SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
     "images": {

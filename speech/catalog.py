@@ -39,7 +39,7 @@ def _rows(task: str, module: str, paper: str, licence: str, rows: dict[str, str]
 
 
 MOSSFORMER: dict[str, str] = {
-    "mossformer_base": "MossFormer, 25.2 million parameters: joint local and global attention over a waveform",
+    "mossformer_base": "MossFormer, 25.2 million parameters: local and global attention over a waveform",
     "mossformer_large": "MossFormer, 42.1 million parameters",
     "mossformer": "MossFormer of any size",
 }

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import UsageError
+from manyheads.speech import optimization
 from manyheads.speech.models.paraformer import Paraformer, greedy
 from manyheads.speech.models.paraformer_losses import Objective
-from manyheads.speech.recognition import optimization
+from manyheads.speech.optimization import Optimizer
 from manyheads.speech.recognition.metrics import Normalizer, compare, normalize, total
-from manyheads.speech.recognition.optimization import Optimizer
 from manyheads.speech.recognition.report import Tested
-from manyheads.speech.recognition.start import load_weights
+from manyheads.speech.start import load_weights
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json

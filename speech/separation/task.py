@@ -16,12 +16,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from manyheads.core import hub
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
-from manyheads.speech.recognition import optimization
-from manyheads.speech.recognition.optimization import Optimizer
-from manyheads.speech.recognition.start import load_weights
+from manyheads.speech import optimization
+from manyheads.speech.optimization import Optimizer
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
 from manyheads.speech.separation.report import Measured, Tested
+from manyheads.speech.start import load_weights
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json

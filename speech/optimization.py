@@ -1,4 +1,4 @@
-"""The optimizer of a recogniser: AdamW, a rate by step, averaged weights."""
+"""The optimizer of the speech tasks: AdamW, a rate by step, averaged weights."""
 
 from __future__ import annotations
 
