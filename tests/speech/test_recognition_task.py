@@ -14,8 +14,8 @@ from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
 from manyheads.speech.models.paraformer import greedy
 from manyheads.speech.models.paraformer_losses import Objective
+from manyheads.speech.optimization import Optimizer, rate
 from manyheads.speech.recognition.data import Augment, Features, Joining, Loading, RecognitionData
-from manyheads.speech.recognition.optimization import Optimizer, rate
 from manyheads.speech.recognition.preprocessing import Preprocessing
 from manyheads.speech.recognition.start import read_preprocessing
 from manyheads.speech.recognition.task import Recognizer

@@ -15,7 +15,7 @@ from manyheads.core.errors import UsageError
 from manyheads.speech.audio import write
 from manyheads.speech.models.mossformer import mossformer, overlap_add
 from manyheads.speech.models.mossformer2 import mossformer2
-from manyheads.speech.recognition.optimization import Optimizer
+from manyheads.speech.optimization import Optimizer
 from manyheads.speech.separation.data import Loading, Mixing, SeparationData
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.task import Objective, Separator
