@@ -94,13 +94,14 @@ def _small_spectra(edge_index: Tensor, starts: Tensor, small: Tensor, found: Spe
 
     source, target, owner = _edges(edge_index, starts)
     first = torch.searchsorted(owner, torch.arange(starts.shape[0]))
-    arrays = [x.numpy() for x in (source, target, first, starts.long())]
+    a, b, c, d = (x.numpy() for x in (source, target, first, starts.long()))
+    values, vectors = found.values.numpy(), found.vectors.numpy()
     # runs of small graphs, each cut into parts
     ends = torch.nn.functional.pad(small.int(), (1, 1)).diff()
     failed = []
 
     def part(low: int, high: int) -> None:
-        failed.append(spectra(*arrays, low, high, found.values.numpy(), found.vectors.numpy()))
+        failed.append(spectra(a, b, c, d, low, high, values, vectors))
 
     for low, high in zip(
         (ends > 0).nonzero().flatten().tolist(), (ends < 0).nonzero().flatten().tolist(), strict=True

@@ -1,7 +1,7 @@
 """Attention of each node to all nodes of its graph.
 
 Packed (no padding is stored, read or computed) where nothing but queries, keys and values is in play; padded
-to the batch's largest graph where each pair of nodes has a bias or a factor, or attention weights are dropped.
+to the batch's largest graph where pairs of nodes have a bias or a factor, or attention weights are dropped.
 """
 
 from __future__ import annotations

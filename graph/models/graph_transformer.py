@@ -135,7 +135,7 @@ class GraphTransformerLayer(nn.Module):
             in_dim, out_dim // num_heads, num_heads, edges=edges, use_bias=use_bias, isolated=isolated
         )
         self.dropout, self.residual, self.norm = dropout, residual, norm
-        self.streams = ("_h", "_e") if edges else ("",)
+        self.streams: tuple[str, ...] = ("_h", "_e") if edges else ("",)
         for s in self.streams:  # the published names
             self.add_module(f"O{s}", nn.Linear(out_dim, out_dim))
             self.add_module(f"FFN{s}_layer1", nn.Linear(out_dim, out_dim * 2))
