@@ -15,7 +15,7 @@ import numpy as np
 from manyheads.core.jit import kernel
 
 SWEEPS = 60  # for one eigenvalue; two are usual
-TINY = 1e-14  # off-diagonal entries below are zero: the spectrum lies in 0..2
+TINY = 1e-13  # off-diagonal entries below are zero: the spectrum lies in 0..2
 
 
 @kernel
@@ -128,11 +128,13 @@ def _diagonal(z, n, d, e):
             z[i, j] = 0.0
         z[i, i] = 1.0
     for l in range(n):
+        m, stopped = l, False
         for sweep in range(SWEEPS + 1):
-            m = l
-            while m < n - 1 and abs(e[m]) > TINY:
-                m += 1
-            if m == l:
+            if sweep % 4 == 0 or stopped:  # where the matrix falls apart changes seldom
+                m = l
+                while m < n - 1 and abs(e[m]) > TINY:
+                    m += 1
+            if m == l or abs(e[l]) <= TINY:
                 break
             if sweep == SWEEPS:
                 return False
