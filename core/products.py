@@ -30,8 +30,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shape:
         x `[..., K]`; weight `[N, K]`; bias `[N]`; the result `[..., N]`.
     """
-    small = weight.numel() * (x.numel() // max(1, x.shape[-1])) < _SMALL
-    if small or not is_plain(x, weight, bias) or not wide_vectors_unused():
+    # Whether a graph is traced comes first: a look at sizes would put a guard on them.
+    plain = is_plain(x, weight, bias) and wide_vectors_unused()
+    if not plain or weight.numel() * (x.numel() // x.shape[-1]) < _SMALL:
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     out = _Linear.apply(rows, weight, bias) if _learns(x, weight, bias) else _cut(rows, weight, bias)
@@ -80,7 +81,8 @@ def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
     Shape:
         a `[M, K]`; b `[K, N]`; add and the result `[M, N]`.
     """
-    if a.numel() * b.shape[1] < _SMALL or not (is_plain_inference(a, b, add) and wide_vectors_unused()):
+    plain = is_plain_inference(a, b, add) and wide_vectors_unused()
+    if not plain or a.numel() * b.shape[1] < _SMALL:
         return torch.mm(a, b) if add is None else torch.addmm(add, a, b)
     return _cut(a, b.t(), None, add)
 

@@ -114,3 +114,15 @@ def test_small_products_are_left_to_torch(monkeypatch):
     x, weight = torch.randn(10, 16), torch.randn(16, 16)
     torch.testing.assert_close(products.linear(x, weight), F.linear(x, weight), rtol=0, atol=0)
     torch.testing.assert_close(products.product(x, weight, x), torch.addmm(x, x, weight), rtol=0, atol=0)
+
+
+def test_an_export_keeps_its_sizes_free():
+    class Layer(torch.nn.Module):
+        def forward(self, x, weight):
+            return products.linear(x, weight)
+
+    weight, rows = torch.randn(64, 64), torch.export.Dim("rows", min=2, max=1 << 20)
+    shapes = {"x": {0: rows}, "weight": None}
+    exported = torch.export.export(Layer(), (torch.randn(3, 64), weight), dynamic_shapes=shapes).module()
+    x = torch.randn(1000, 64)
+    torch.testing.assert_close(exported(x, weight), F.linear(x, weight))
