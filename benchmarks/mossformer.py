@@ -112,9 +112,11 @@ def cases(device: str) -> Iterator[Case]:
     a, b = training(blocks, x), training(theirs[0], x)
 
     def apart() -> float:
-        # Where PReLU's input is next to zero, rounding decides on its slope and a few gradients jump: not the
-        # largest difference counts here, but that of all of them together.
-        return ((a()[0] - b()[0]).norm() / b()[0].norm()).item()  # type: ignore[index]
+        # Where an input of PReLU or ReLU is next to zero, rounding decides on its slope, and a few gradients
+        # jump: all but the most distant thousandth of them count, together.
+        ours, other = a()[0], b()[0]  # type: ignore[index]
+        distances = (ours - other).abs().flatten().sort().values
+        return (distances[: len(distances) * 999 // 1000].norm() / other.norm()).item()
 
     name = f"mossformer2 {DEPTH} blocks forward+backward"
     yield Case(name, f"{shape}, to the input", label, a, b, difference=apart)
