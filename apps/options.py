@@ -31,8 +31,8 @@ SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
         "channel": (str, "C", "mix, the mean of all channels (default), or the number of one, from 0"),
     },
     "separation": {
-        "chunk_seconds": (int, "S", "what the model sees at once (8)"),
-        "overlap_seconds": (int, "S", "of neighbouring chunks; by it speakers keep their order (3)"),
+        "chunk_seconds": (int, "S", "what the model sees at once (24)"),
+        "overlap_seconds": (int, "S", "of neighbouring chunks; by it speakers keep their order (8)"),
         "span_seconds": (int, "S", "done at once, and again where a job is killed (120)"),
         "sample_format": (str, "F", "of the speakers' files: pcm16 (default) or float"),
         "silent_db": (int, "DB", "a speaker below this level, of the mixture's, is called silent (-40)"),

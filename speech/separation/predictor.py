@@ -53,8 +53,8 @@ class Options:
         UsageError: A value is out of range, or does not go with another.
     """
 
-    chunk_seconds: int = 8
-    overlap_seconds: int = 3
+    chunk_seconds: int = 24
+    overlap_seconds: int = 8  # over 3 s weak models were seen to lose the order, which all that follows keeps
     span_seconds: int = 120
     channel: str = "mix"
     sample_format: SampleFormat = "pcm16"

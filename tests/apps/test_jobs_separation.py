@@ -112,8 +112,8 @@ def test_workers_and_options_that_are_refused(model, recordings, tmp_path, capsy
     for file in sorted((tmp_path / "one" / "results").glob("*.wav")):
         one, two = (audio.read(tmp_path / name / "results" / file.name, RATE) for name in ("one", "two"))
         torch.testing.assert_close(one, two, atol=2**-14, rtol=0)
-    assert predict(model, recordings, "-o", tmp_path / "x", "--overlap-seconds", 5) == 2
-    assert "--overlap-seconds 5: it takes 1 to half of the chunk's 8 s" in capsys.readouterr().err
+    assert predict(model, recordings, "-o", tmp_path / "x", "--overlap-seconds", 13) == 2
+    assert "--overlap-seconds 13: it takes 1 to half of the chunk's 24 s" in capsys.readouterr().err
     assert predict(model, recordings, "-o", tmp_path / "x", "--channel", "left") == 2
     assert "channel 'left': it must be mix, or a number" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -386,9 +386,9 @@ def test_a_broken_model_is_an_error_of_the_job_not_of_the_recording(tmp_path, ti
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"overlap_seconds": 5}, "--overlap-seconds 5: it takes 1 to half of the chunk's 8 s"),
+        ({"overlap_seconds": 13}, "--overlap-seconds 13: it takes 1 to half of the chunk's 24 s"),
         ({"overlap_seconds": 0}, "--overlap-seconds 0: it takes"),
-        ({"span_seconds": 15}, "--span-seconds 15: it takes two chunks or more"),
+        ({"span_seconds": 47}, "--span-seconds 47: it takes two chunks or more"),
         ({"channel": "left"}, "channel 'left': it must be mix, or a number"),
         ({"sample_format": "pcm"}, r"--sample-format pcm: it takes pcm16, float; did you mean 'pcm16'\?"),
         ({"top_k": 3}, "--top-k is no option of this model"),
@@ -406,14 +406,14 @@ def test_from_a_model_folder(tiny, tmp_path):
     assert isinstance(predictor, Predictor)
     assert predictor.sample_rate == RATE
     assert predictor.settings == {
-        "chunk_seconds": 8,
-        "overlap_seconds": 3,
+        "chunk_seconds": 24,
+        "overlap_seconds": 8,
         "span_seconds": 120,
         "channel": "mix",
         "sample_format": "pcm16",
         "silent_db": -40,
     }
-    assert core.configure(predictor, {"chunk_seconds": 10}).settings["chunk_seconds"] == 10
+    assert core.configure(predictor, {"chunk_seconds": 30}).settings["chunk_seconds"] == 30
     hub.save(tmp_path / "other", tiny, **about, preprocessing={})
     with pytest.raises(DataError, match="sample_rate = None"):
         manyheads.load(tmp_path / "other")
