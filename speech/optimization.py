@@ -1,4 +1,4 @@
-"""The optimizer of the speech tasks: AdamW, a rate by step, averaged weights."""
+"""The optimizer of the speech tasks: AdamW, and a rate by step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -91,19 +89,3 @@ def rate(options: Optimizer, steps: int, step: int) -> float:
         return math.sqrt(max(1, warmup) / max(1, step))
     left = (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
     return options.min_lr + (1 - options.min_lr) * left
-
-
-def make_averaging(decay: float, device: torch.device) -> WeightAveraging:
-    """Return the callback that validates and keeps an exponential mean of the weights.
-
-    The mean begins short, with `(1 + n) / (10 + n)` after n steps: a run's first weights are soon forgotten.
-    Checkpoints hold the mean as the model, and the weights in training beside it.
-    """
-
-    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        n = float(steps)
-        keep = min(decay, (1 + n) / (10 + n))
-        for mean, now in zip(averaged, current, strict=True):
-            mean.lerp_(now.to(mean), 1 - keep)
-
-    return WeightAveraging(device, use_buffers=False, multi_avg_fn=torch.no_grad()(average))

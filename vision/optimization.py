@@ -1,4 +1,4 @@
-"""Optimizers of image classifiers: groups of parameters, rates by step, averaged weights."""
+"""Optimizers of image classifiers: groups of parameters, rates by step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -123,22 +121,3 @@ def rate(options: Schedule, steps: int, warmup: int, step: int) -> float:
         return 1.0
     left = (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
     return options.min_lr + (1 - options.min_lr) * left
-
-
-def make_averaging(decay: float, device: torch.device) -> WeightAveraging:
-    """Return the callback that validates and keeps an exponential mean of the weights.
-
-    The mean begins short, with `(1 + n) / (10 + n)` after n steps: a run's first weights are soon forgotten.
-    Checkpoints hold the mean as the model, and the weights in training beside it.
-    """
-
-    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        n = float(steps)
-        keep = min(decay, (1 + n) / (10 + n))
-        for mean, now in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now.to(mean), 1 - keep)
-            else:
-                mean.copy_(now)  # counters
-
-    return WeightAveraging(device, use_buffers=True, multi_avg_fn=torch.no_grad()(average))

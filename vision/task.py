@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
+from manyheads.core.training import make_averaging, run_steps
 from manyheads.vision import metrics, optimization
 from manyheads.vision.calibration import fit_temperature
 from manyheads.vision.losses import Criterion, Loss, smoothed
@@ -225,31 +226,14 @@ class ImageClassifier(LightningModule):
             UsageError: The run has no end, or nothing is left to train.
         """
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        schedule = optimization.make_schedule(optimizer, self.schedule, *self._steps())
+        steps = run_steps(self.trainer, len(self._data.train_dataloader()))
+        schedule = optimization.make_schedule(optimizer, self.schedule, *steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, if that is wanted."""
         decay = self.regularize.ema_decay
-        return [optimization.make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
-
-    def _steps(self) -> tuple[int, int]:
-        """Return the optimizer steps of the whole run, and of an epoch.
-
-        Lightning's `estimated_stepping_batches` would set the train loader up before a resumed run's position
-        is loaded into it, and so lose that.
-        """
-        trainer, batches = self.trainer, len(self._data.train_dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-        epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        ends += (
-            [trainer.max_epochs * epoch] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
-        )
-        if not ends:
-            raise UsageError("the schedule needs the run's end: trainer.max_epochs or trainer.max_steps")
-        return min(ends), epoch
+        return [make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
 
     @property
     def _data(self) -> ImageData:

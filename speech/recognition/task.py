@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import UsageError
+from manyheads.core.training import make_averaging, run_steps
 from manyheads.speech import optimization
 from manyheads.speech.models.paraformer import Paraformer, greedy
 from manyheads.speech.models.paraformer_losses import Objective
@@ -142,13 +142,14 @@ class Recognizer(LightningModule):
             UsageError: The run has no end that the schedule needs.
         """
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        schedule = optimization.make_schedule(optimizer, self.optimizer, self._steps())
+        steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
+        schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, if that is wanted."""
         decay = self.optimizer.ema_decay
-        return [optimization.make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
+        return [make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
 
     def _losses(self, batch: UtteranceBatch, objective: Objective) -> dict[str, Tensor]:
         return self.model.losses(
@@ -185,23 +186,6 @@ class Recognizer(LightningModule):
             ids, references, hypotheses, characters.edits, words.edits, characters.confused, normalizer
         )
         return {"cer": total(characters.edits).rate, "wer": total(words.edits).rate}, tested
-
-    def _steps(self) -> int:
-        """Return the optimizer steps of the whole run.
-
-        Lightning's `estimated_stepping_batches` would set the train loader up before a resumed run's position
-        is loaded into it, and so lose that.
-        """
-        trainer, batches = self.trainer, len(self._data.train_dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-        epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            ends.append(trainer.max_epochs * epoch)
-        if not ends:
-            raise UsageError("the schedule needs the run's end: trainer.max_epochs or trainer.max_steps")
-        return min(ends)
 
     @property
     def _data(self) -> RecognitionData:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from manyheads.core import hub
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
+from manyheads.core.training import make_averaging, run_steps
 from manyheads.speech import optimization
 from manyheads.speech.optimization import Optimizer
 from manyheads.speech.separation.fresh import cosine
@@ -179,13 +179,14 @@ class Separator(LightningModule):
                 optimizer, mode, 0.5, self.objective.halve_after, threshold_mode="abs", eps=0
             )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halving, "monitor": figure}}
-        schedule = optimization.make_schedule(optimizer, self.optimizer, self._steps())
+        steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
+        schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, if that is wanted."""
         decay = self.optimizer.ema_decay
-        return [optimization.make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
+        return [make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
 
     def _si_sdr(self, batch: MixtureBatch) -> tuple[Tensor, Tensor]:
         """Return the SI-SDR of each mixture's best order, and the estimates."""
@@ -212,23 +213,6 @@ class Separator(LightningModule):
         """Return the figures since the last call, of every mixture once."""
         found, self._found = self._found, []
         return Tested(sorted(found, key=lambda each: each.index))
-
-    def _steps(self) -> int:
-        """Return the optimizer steps of the whole run.
-
-        Lightning's `estimated_stepping_batches` would set the train loader up before a resumed run's position
-        is loaded into it, and so lose that.
-        """
-        trainer, batches = self.trainer, len(self._data.train_dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-        epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            ends.append(trainer.max_epochs * epoch)
-        if not ends:
-            raise UsageError("the schedule needs the run's end: trainer.max_epochs or trainer.max_steps")
-        return min(ends)
 
     @property
     def _data(self) -> SeparationData:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from manyheads.core.errors import UsageError
+from manyheads.core.training import make_averaging
 from manyheads.vision import optimization
 from manyheads.vision.optimization import Optimizer, Schedule
 
@@ -96,7 +97,7 @@ def test_numbers_that_cannot_be_meant_are_refused(
 
 def test_averaged_weights_begin_short_and_counters_are_the_last() -> None:
     module = nn.BatchNorm1d(1)
-    callback = optimization.make_averaging(0.5, torch.device("cpu"))
+    callback = make_averaging(0.5, torch.device("cpu"))
     average = AveragedModel(module, use_buffers=True, **callback._kwargs)
     expected = 0.0
     for step in range(40):
