@@ -1,22 +1,27 @@
 """Which samples come in which batch: an order by (seed, epoch) alone, and a position to go on from.
 
-What makes batches of samples (windows of series, images) is the domain's; a loader of its own asks a
-`Schedule` here. Lightning sets the epoch (it looks for `sampler.set_epoch`) and stores a loader's
-`state_dict` in its checkpoints, so that a fit resumes at the right batch of the right order.
+What makes batches of samples (windows of series, images) is the domain's. Its loader asks a `Schedule` here,
+or is a `BatchLoader`, which also makes batches in worker processes. Lightning sets the epoch (it looks for
+`sampler.set_epoch`) and stores a loader's `state_dict` in its checkpoints, so that a fit resumes at the right
+batch of the right order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 Indices = NDArray[np.integer]
+Job = tuple[Any, ...]  # what a batch is made of: the arguments of the function that makes it
+R = TypeVar("R")  # what that function returns
+B = TypeVar("B")  # a batch
 
 
 def share_of(trainer: Trainer | None) -> tuple[int, int]:
@@ -109,3 +114,97 @@ class Schedule:
         done = state["batch"] >= len(self)
         self.epoch, self._given = (state["epoch"] + 1, 0) if done else (state["epoch"], state["batch"])
         self._resumed = True
+
+
+class _Made(Dataset[R]):
+    """What a worker process runs: jobs to what is made of them."""
+
+    def __init__(self, make: Callable[..., R]) -> None:
+        self.make = make
+
+    def __getitem__(self, job: Job) -> R:
+        return self.make(*job)
+
+
+class _Jobs:
+    """The jobs that remain of an epoch, asked anew for each."""
+
+    def __init__(self, schedule: Schedule, plan: Callable[[int], Iterator[Job]]) -> None:
+        self.schedule, self.plan, self.first = schedule, plan, 0
+
+    def __len__(self) -> int:
+        return len(self.schedule) - self.first
+
+    def __iter__(self) -> Iterator[Job]:
+        return self.plan(self.first)
+
+
+def _unchanged(made: Any) -> Any:
+    """Collate nothing: a worker's answer is whole already."""
+    return made
+
+
+class BatchLoader(Generic[R, B]):
+    """Batches by a schedule, made in this process or by workers; it resumes at a saved position.
+
+    Args:
+        schedule: Counts the batches.
+        plan: Gives the jobs of the schedule's epoch from a batch on.
+        make: Makes a job's batch, or what `accept` takes for one; the same for the same job.
+        accept: Sees what was made, in order, in this process; gives the batch, or None to pass over it.
+        workers: Worker processes; 0 makes the batches here.
+    """
+
+    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        plan: Callable[[int], Iterator[Job]],
+        make: Callable[..., R],
+        accept: Callable[[R], B | None],
+        workers: int = 0,
+    ) -> None:
+        self.schedule, self.accept, self.workers = schedule, accept, workers
+        self._made, self._jobs = _Made(make), _Jobs(schedule, plan)
+        self._pool: DataLoader[R] | None = None
+
+    @property
+    def sampler(self) -> Schedule:
+        """Where Lightning looks for `set_epoch`."""
+        return self.schedule
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def _results(self) -> Iterator[R]:
+        if not self.workers:
+            return (self._made[job] for job in self._jobs)
+        if self._pool is None:
+            self._pool = DataLoader(
+                self._made,
+                batch_size=None,
+                sampler=self._jobs,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                persistent_workers=True,
+            )
+        return iter(self._pool)
+
+    def __iter__(self) -> Iterator[B]:
+        # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
+        self._jobs.first = self.schedule.begin()
+        for made in self._results():
+            batch = self.accept(made)
+            self.schedule.give()
+            if batch is not None:
+                yield batch
+        self.schedule.end()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the epoch, and the batches already given in it."""
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved position."""
+        self.schedule.load_state_dict(state)

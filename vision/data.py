@@ -17,7 +17,15 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.core.loading import Schedule, share_of
 from manyheads.vision import loading
 from manyheads.vision.augment import Augment
-from manyheads.vision.loading import ImageBatch, ImageLoader, ImagePart, Loading, Reasons, default_workers
+from manyheads.vision.loading import (
+    ImageBatch,
+    ImageLoader,
+    ImagePart,
+    Loading,
+    Reasons,
+    default_workers,
+    image_loader,
+)
 from manyheads.vision.manifest import TABLES, Columns, Manifest, read_manifest, shared_content
 from manyheads.vision.preprocessing import Interpolation, Preprocessing, Resize
 from manyheads.vision.sources import ARCHIVES
@@ -333,7 +341,7 @@ class ImageData(LightningDataModule):
     def _loader(self, part: int, schedule: Schedule) -> ImageLoader:
         images = self.part(part)
         workers = self.workers if self.workers is not None else default_workers(images.cached)
-        return ImageLoader(images, schedule, workers, self.bad)
+        return image_loader(images, schedule, workers, self.bad)
 
     def train_dataloader(self) -> ImageLoader:
         """Return the train batches, in a new order each epoch; a last one that is not full is left out.

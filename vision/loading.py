@@ -9,17 +9,17 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from functools import partial
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from manyheads.core.errors import BadRecord, DataError
-from manyheads.core.loading import Schedule
+from manyheads.core.loading import BatchLoader, Job, Schedule
 from manyheads.vision.augment import NO_AUGMENT, Augment, Augmenter
 from manyheads.vision.idx import Pixels
 from manyheads.vision.manifest import Manifest
@@ -253,37 +253,15 @@ def _to_image(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-Job = tuple[int, NDArray[np.integer], NDArray[np.integer]]  # epoch, samples, tickets
-
-
-class _Batches(Dataset[tuple[ImageBatch, Reasons]]):
-    """What a worker process runs: jobs to batches."""
-
-    def __init__(self, part: ImagePart) -> None:
-        self.part = part
-
-    def __getitem__(self, job: Job) -> tuple[ImageBatch, Reasons]:
-        epoch, samples, tickets = job
-        return self.part.gather(samples, epoch, tickets)
-
-
-class _Jobs:
-    """The jobs that remain of an epoch, asked anew for each."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule, self.first = schedule, 0
-
-    def __len__(self) -> int:
-        return len(self.schedule) - self.first
-
-    def __iter__(self) -> Iterator[Job]:
-        epoch, seen = self.schedule.epoch, None
-        if self.schedule.weights is not None:
-            order = self.schedule.order(epoch)
-            tickets = order + self.schedule.samples * _repeats(order).astype(np.int64)
-            seen = Schedule(len(order), self.schedule.batch_size, part=self.schedule.part)
-        for i, samples in enumerate(self.schedule.plan(self.first), self.first):
-            yield epoch, samples, samples if seen is None else tickets[next(seen.plan(i))]
+def _jobs(schedule: Schedule, first: int) -> Iterator[Job]:
+    """Yield the samples, the epoch and the tickets of an epoch's batches, from one of them on."""
+    epoch, seen = schedule.epoch, None
+    if schedule.weights is not None:
+        order = schedule.order(epoch)
+        tickets = order + schedule.samples * _repeats(order).astype(np.int64)
+        seen = Schedule(len(order), schedule.batch_size, part=schedule.part)
+    for i, samples in enumerate(schedule.plan(first), first):
+        yield samples, epoch, samples if seen is None else tickets[next(seen.plan(i))]
 
 
 def _repeats(order: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -297,18 +275,16 @@ def _repeats(order: NDArray[np.integer]) -> NDArray[np.integer]:
     return found
 
 
-def _unchanged(batch: Any) -> Any:
-    """Collate nothing: a worker's answer is a batch already."""
-    return batch
-
-
 def default_workers(cached: bool) -> int:
     """Return how many worker processes serve: none where nothing is decoded, else up to 2."""
     return 0 if cached else min(2, os.cpu_count() or 1)
 
 
-class ImageLoader:
-    """Batches of a part, in this process or by workers; it resumes at a saved position.
+ImageLoader = BatchLoader[tuple[ImageBatch, Reasons], ImageBatch]
+
+
+def image_loader(part: ImagePart, schedule: Schedule, workers: int, bad: Reasons) -> ImageLoader:
+    """Return the batches of a part.
 
     Args:
         part: The images.
@@ -317,52 +293,11 @@ class ImageLoader:
         bad: Reasons of bad images that are reported already; new ones are added.
     """
 
-    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+    def accept(made: tuple[ImageBatch, Reasons]) -> ImageBatch:
+        report(made[1], bad, part.manifest.source)
+        return made[0]
 
-    def __init__(self, part: ImagePart, schedule: Schedule, workers: int, bad: Reasons) -> None:
-        self.part, self.schedule, self.workers, self.bad = part, schedule, workers, bad
-        self._jobs = _Jobs(schedule)
-        self._pool: DataLoader[tuple[ImageBatch, Reasons]] | None = None
-
-    @property
-    def sampler(self) -> Schedule:
-        """Where Lightning looks for `set_epoch`."""
-        return self.schedule
-
-    def __len__(self) -> int:
-        return len(self.schedule)
-
-    def _results(self) -> Iterator[tuple[ImageBatch, Reasons]]:
-        batches = _Batches(self.part)
-        if not self.workers:
-            return (batches[job] for job in self._jobs)
-        if self._pool is None:
-            self._pool = DataLoader(
-                batches,
-                batch_size=None,
-                sampler=self._jobs,
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                persistent_workers=True,
-            )
-        return iter(self._pool)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
-        self._jobs.first = self.schedule.begin()
-        for batch, bad in self._results():
-            report(bad, self.bad, self.part.manifest.source)
-            self.schedule.give()
-            yield batch
-        self.schedule.end()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position: the epoch, and the batches already given in it."""
-        return self.schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved position."""
-        self.schedule.load_state_dict(state)
+    return BatchLoader(schedule, partial(_jobs, schedule), part.gather, accept, workers)
 
 
 def report(new: Reasons, known: Reasons, source: str) -> None:

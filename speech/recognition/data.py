@@ -25,6 +25,7 @@ from manyheads.speech.recognition.loading import (
     Reasons,
     UtteranceLoader,
     UtterancePart,
+    utterance_loader,
 )
 from manyheads.speech.recognition.manifest import Columns, Limits, Part, Splits, read_manifest
 from manyheads.speech.recognition.metrics import Normalizer, normalize
@@ -258,7 +259,7 @@ class RecognitionData(LightningDataModule):
             self.seed,
             share_of(self.trainer),
         )
-        return UtteranceLoader(found, buckets, loading.workers, self.bad)
+        return utterance_loader(found, buckets, loading.workers, self.bad)
 
     def train_dataloader(self) -> UtteranceLoader:
         """Return the training batches, others each epoch."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from manyheads.core.errors import BadRecord, DataError
-from manyheads.core.loading import Indices, Schedule
+from manyheads.core.loading import BatchLoader, Indices, Job
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.models.glancing import PADDING
 from manyheads.speech.recognition.augment import Augment, change_speed, drawn_from, mask
@@ -127,44 +126,11 @@ class UtterancePart:
         }, reasons
 
 
-Job = tuple[int, Indices]  # epoch, numbers of utterances
+UtteranceLoader = BatchLoader[Gathered, UtteranceBatch]
 
 
-class _Batches(Dataset[Gathered]):
-    """What a worker process runs: jobs to batches."""
-
-    def __init__(self, part: UtterancePart) -> None:
-        self.part = part
-
-    def __getitem__(self, job: Job) -> Gathered:
-        epoch, indices = job
-        return self.part.gather(indices, epoch)
-
-
-class _Jobs:
-    """The jobs that remain of an epoch, asked anew for each."""
-
-    def __init__(self, buckets: Buckets) -> None:
-        self.buckets, self.first = buckets, 0
-
-    def __len__(self) -> int:
-        return len(self.buckets) - self.first
-
-    def __iter__(self) -> Iterator[Job]:
-        epoch = self.buckets.schedule.epoch if self.buckets.shuffle else 0
-        for indices in self.buckets.plan(self.first):
-            yield epoch, indices
-
-
-def _unchanged(batch: Any) -> Any:
-    """Collate nothing: a worker's answer is a batch already."""
-    return batch
-
-
-class UtteranceLoader:
-    """Batches of a part, made in this process or by workers; it resumes at a saved position.
-
-    A batch without any usable utterance is passed over.
+def utterance_loader(part: UtterancePart, buckets: Buckets, workers: int, bad: Reasons) -> UtteranceLoader:
+    """Return the batches of a part; one without any usable utterance is passed over.
 
     Args:
         part: The utterances.
@@ -173,53 +139,15 @@ class UtteranceLoader:
         bad: Reasons of bad utterances that are reported already; new ones are added.
     """
 
-    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+    def jobs(first: int) -> Iterator[Job]:
+        epoch = buckets.schedule.epoch if buckets.shuffle else 0
+        return ((indices, epoch) for indices in buckets.plan(first))
 
-    def __init__(self, part: UtterancePart, buckets: Buckets, workers: int, bad: Reasons) -> None:
-        self.part, self.buckets, self.workers, self.bad = part, buckets, workers, bad
-        self._jobs = _Jobs(buckets)
-        self._pool: DataLoader[Gathered] | None = None
+    def accept(made: Gathered) -> UtteranceBatch | None:
+        report(made[1], bad, part.utterances.source)
+        return made[0]
 
-    @property
-    def sampler(self) -> Schedule:
-        """Where Lightning looks for `set_epoch`."""
-        return self.buckets.schedule
-
-    def __len__(self) -> int:
-        return len(self.buckets)
-
-    def _results(self) -> Iterator[Gathered]:
-        batches = _Batches(self.part)
-        if not self.workers:
-            return (batches[job] for job in self._jobs)
-        if self._pool is None:
-            self._pool = DataLoader(
-                batches,
-                batch_size=None,
-                sampler=self._jobs,
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                persistent_workers=True,
-            )
-        return iter(self._pool)
-
-    def __iter__(self) -> Iterator[UtteranceBatch]:
-        # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
-        self._jobs.first = self.buckets.schedule.begin()
-        for batch, bad in self._results():
-            report(bad, self.bad, self.part.utterances.source)
-            self.buckets.schedule.give()
-            if batch is not None:
-                yield batch
-        self.buckets.schedule.end()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position: the epoch, and the batches already given in it."""
-        return self.buckets.schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved position."""
-        self.buckets.schedule.load_state_dict(state)
+    return BatchLoader(buckets.schedule, jobs, part.gather, accept, workers)
 
 
 def report(new: Reasons, known: Reasons, source: str) -> None:

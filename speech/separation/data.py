@@ -12,7 +12,7 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.core.loading import Schedule, share_of
 from manyheads.speech.audio import check_channel
 from manyheads.speech.separation.fixed import MIX, FixedMixtures, is_fixed
-from manyheads.speech.separation.loading import Loading, MixtureBatch, MixtureLoader, Mixtures
+from manyheads.speech.separation.loading import Loading, MixtureBatch, MixtureLoader, Mixtures, mixture_loader
 from manyheads.speech.separation.mixing import Mixer, Mixing
 from manyheads.speech.separation.speakers import Columns, Part, Recordings, Splits, find_speakers
 from manyheads.speech.separation.voices import Voices
@@ -170,13 +170,13 @@ class SeparationData(LightningDataModule):
                 f"{len(mixtures)} mixtures an epoch do not fill a batch of {self.batch_size}: raise "
                 "loading.epoch_mixtures"
             )
-        return MixtureLoader(mixtures, schedule, self.loading.workers)
+        return mixture_loader(mixtures, schedule, self.loading.workers)
 
     def _evaluated(self, part: Part) -> MixtureLoader:
         mixtures = self.part(part)
         # All processes get every mixture: equal shares would hold one of them twice.
         schedule = Schedule(len(mixtures), self.loading.eval_batch_size)
-        return MixtureLoader(mixtures, schedule, self.loading.workers)
+        return mixture_loader(mixtures, schedule, self.loading.workers)
 
     def val_dataloader(self) -> MixtureLoader:
         """Return all validation batches."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from functools import partial
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from manyheads.core.errors import UsageError
-from manyheads.core.loading import Indices, Schedule
+from manyheads.core.loading import BatchLoader, Indices, Job, Schedule
 from manyheads.speech.separation.mixing import Mixture
 
 
@@ -80,42 +80,11 @@ def gather(mixtures: Mixtures, indices: Indices, epoch: int) -> MixtureBatch:
     }
 
 
-Job = tuple[int, Indices]  # epoch, numbers of mixtures
+MixtureLoader = BatchLoader[MixtureBatch, MixtureBatch]
 
 
-class _Batches(Dataset[MixtureBatch]):
-    """What a worker process runs: jobs to batches."""
-
-    def __init__(self, mixtures: Mixtures) -> None:
-        self.mixtures = mixtures
-
-    def __getitem__(self, job: Job) -> MixtureBatch:
-        epoch, indices = job
-        return gather(self.mixtures, indices, epoch)
-
-
-class _Jobs:
-    """The jobs that remain of an epoch, asked anew for each."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule, self.first = schedule, 0
-
-    def __len__(self) -> int:
-        return len(self.schedule) - self.first
-
-    def __iter__(self) -> Iterator[Job]:
-        epoch = self.schedule.epoch
-        for indices in self.schedule.plan(self.first):
-            yield epoch, indices
-
-
-def _unchanged(batch: Any) -> Any:
-    """Collate nothing: a worker's answer is a batch already."""
-    return batch
-
-
-class MixtureLoader:
-    """Batches of a part, made in this process or by workers; it resumes at a saved position.
+def mixture_loader(mixtures: Mixtures, schedule: Schedule, workers: int = 0) -> MixtureLoader:
+    """Return the batches of a part.
 
     Args:
         mixtures: What the batches are made of.
@@ -123,48 +92,8 @@ class MixtureLoader:
         workers: Worker processes; 0 mixes here.
     """
 
-    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+    def jobs(first: int) -> Iterator[Job]:
+        epoch = schedule.epoch
+        return ((indices, epoch) for indices in schedule.plan(first))
 
-    def __init__(self, mixtures: Mixtures, schedule: Schedule, workers: int = 0) -> None:
-        self.mixtures, self.schedule, self.workers = mixtures, schedule, workers
-        self._jobs = _Jobs(schedule)
-        self._pool: DataLoader[MixtureBatch] | None = None
-
-    @property
-    def sampler(self) -> Schedule:
-        """Where Lightning looks for `set_epoch`."""
-        return self.schedule
-
-    def __len__(self) -> int:
-        return len(self.schedule)
-
-    def _results(self) -> Iterator[MixtureBatch]:
-        batches = _Batches(self.mixtures)
-        if not self.workers:
-            return (batches[job] for job in self._jobs)
-        if self._pool is None:
-            self._pool = DataLoader(
-                batches,
-                batch_size=None,
-                sampler=self._jobs,
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                persistent_workers=True,
-            )
-        return iter(self._pool)
-
-    def __iter__(self) -> Iterator[MixtureBatch]:
-        # A generator's body begins with the first batch: `set_epoch` may come between `iter` and that.
-        self._jobs.first = self.schedule.begin()
-        for batch in self._results():
-            self.schedule.give()
-            yield batch
-        self.schedule.end()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position: the epoch, and the batches already given in it."""
-        return self.schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved position."""
-        self.schedule.load_state_dict(state)
+    return BatchLoader(schedule, jobs, partial(gather, mixtures), lambda batch: batch, workers)

@@ -80,7 +80,7 @@ def test_workers_and_memory_change_nothing(photos: Path, augment: Augment, sampl
     def epochs(workers: int, cache: str) -> list[ImageBatch]:
         module = data(photos, augment=augment, sampler=sampler, workers=workers, loading=Loading(cache=cache))  # type: ignore[arg-type]
         loader = module.train_dataloader()
-        assert loader.part.cached == (cache == "auto")
+        assert module.part(TRAIN).cached == (cache == "auto")
         return [batch for _ in range(2) for batch in loader]
 
     here = epochs(0, "off")
@@ -281,7 +281,8 @@ def test_balanced_sampling_draws_each_class_as_often(photos: Path) -> None:
 def test_images_beyond_the_limit_are_not_kept(photos: Path) -> None:
     for augment in (NEAR, FULL):
         module = data(photos, size=400, augment=augment, loading=Loading(cache_mib=0))
-        assert not module.train_dataloader().part.cached
+        module.setup()
+        assert not module.part(TRAIN).cached
 
 
 def test_duplicates_across_parts_are_reported(
@@ -349,7 +350,7 @@ def test_fashion_mnist() -> None:
     assert module.labels[9] == "Ankle boot"
     assert module.transform.mean == (0.2871,)  # published: 0.2860, of all 60,000 images
     loader = module.train_dataloader()
-    assert loader.part.cached
+    assert module.part(TRAIN).cached
     assert loader.workers == 0
     assert sum(len(batch["target"]) for batch in loader) == 54000 // 128 * 128
     first = next(iter(module.test_dataloader()))
