@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from manyheads.core.catalog import Entry
+from manyheads.core.catalog import Entry, Task
 
-# The classes that train and predict come with the tasks.
 TASK = "graph"
+TASKS: tuple[Task, ...] = (
+    Task(
+        name=TASK,
+        summary="numbers or classes of whole graphs, of nodes, or of pairs of nodes",
+        training="manyheads.graph.task:GraphTask",
+        data="manyheads.graph.data:GraphData",
+        predictor="manyheads.graph.predictor:Predictor",
+    ),
+)
 
 
 def _row(
