@@ -15,6 +15,7 @@ from manyheads.apps.plot import PlotOptions
 from manyheads.apps.rolling import label, load_forecaster
 from manyheads.core import files
 from manyheads.core.errors import BadRecord, DataError, UsageError, did_you_mean
+from manyheads.core.tables import column_names
 from manyheads.timeseries.attention_map import attention_maps, base_of, token_names
 from manyheads.timeseries.backtest import RollingModel, Schedule, cut
 from manyheads.timeseries.data import find_source
@@ -23,7 +24,6 @@ from manyheads.timeseries.layout import find_layout
 from manyheads.timeseries.plots import MOST_PANELS, Panel, draw_attention, draw_forecasts
 from manyheads.timeseries.predictor import Predictor
 from manyheads.timeseries.preprocessing import Preprocessing
-from manyheads.timeseries.readers import column_names
 from manyheads.timeseries.rolling import Fixed
 
 

@@ -19,6 +19,7 @@ from manyheads.apps.stopping import Stopping
 from manyheads.core import hub
 from manyheads.core.catalog import find
 from manyheads.core.errors import UsageError
+from manyheads.core.tables import column_names
 from manyheads.timeseries.backtest import Parts, RollingModel, Schedule, cut, season_of, units
 from manyheads.timeseries.conformal import SplitConformal
 from manyheads.timeseries.data import Split, find_source
@@ -28,7 +29,6 @@ from manyheads.timeseries.metrics import SeriesSums, seasonal_scale
 from manyheads.timeseries.predictor import levels_of
 from manyheads.timeseries.preprocessing import Preprocessing
 from manyheads.timeseries.published import Published, published
-from manyheads.timeseries.readers import column_names
 from manyheads.timeseries.rolling import Fixed, Intervals, Rolling, coverages_of
 from manyheads.timeseries.treatment import Range
 

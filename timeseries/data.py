@@ -17,11 +17,11 @@ from torch import Tensor
 from manyheads.core import datasets
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.loading import share_of
+from manyheads.core.tables import column_names
 from manyheads.timeseries.calendar import canonical, feature_names
 from manyheads.timeseries.covariates import ROLES, Covariates, Sizes, Unseen
 from manyheads.timeseries.frames import Series, read
 from manyheads.timeseries.layout import ColumnNames, check_names, find_layout
-from manyheads.timeseries.readers import column_names
 from manyheads.timeseries.scaling import Scaling, StandardScaler
 from manyheads.timeseries.tables import Missing
 from manyheads.timeseries.treatment import fit_treatment, lay_out

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.core.errors import DataError
+from manyheads.core.tables import column_names, stem_of
 from manyheads.timeseries import readers, tables
 from manyheads.timeseries.calendar import Times, canonical, first_break, infer_freq, usual_freq
 from manyheads.timeseries.layout import ColumnNames, Layout, find_layout
@@ -189,8 +190,8 @@ def read(
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        name, stem = str(path), readers.stem_of(path)
-        layout = find_layout(readers.column_names(path), name, **named)
+        name, stem = str(path), stem_of(path)
+        layout = find_layout(column_names(path), name, **named)
         ids = [layout.id] if layout.id else []
         coded = [*ids, *layout.categorical]
         table, unit = readers.read_table(path, [*ids, *layout.wanted], coded, layout.time)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from manyheads.core import predictor as core
 from manyheads.core.errors import UsageError
+from manyheads.core.tables import stem_of
 from manyheads.timeseries import sources
-from manyheads.timeseries.readers import stem_of
 from manyheads.timeseries.sources import File, Run
 
 if TYPE_CHECKING:

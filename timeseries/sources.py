@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.core.errors import DataError
-from manyheads.timeseries.layout import ColumnNames, Layout, find_layout
-from manyheads.timeseries.readers import (
+from manyheads.core.tables import (
     column_names,
-    from_pandas,
     kind_of,
     line_blocks,
     open_csv,
@@ -28,6 +26,8 @@ from manyheads.timeseries.readers import (
     refusing_broken,
     stem_of,
 )
+from manyheads.timeseries.layout import ColumnNames, Layout, find_layout
+from manyheads.timeseries.readers import from_pandas
 from manyheads.timeseries.tails import Ahead, Tail, read_tail
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.core.errors import DataError, UsageError, did_you_mean
+from manyheads.core.tables import column_names
 from manyheads.timeseries import readers, tables
 from manyheads.timeseries.calendar import Times
 from manyheads.timeseries.frames import Rows, check_times, one_value, series_rows
@@ -203,7 +204,7 @@ def open_ahead(source: object, layout: Layout) -> Ahead:
 
     wanted = [column for column in (layout.id, layout.time, *layout.future) if column]
     if isinstance(source, str | Path):
-        name, names = str(source), readers.column_names(Path(source))
+        name, names = str(source), column_names(Path(source))
     elif isinstance(source, pd.DataFrame):
         table, name, unit = readers.from_pandas(source), "future", "row"
         names = table.column_names

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manyheads.core.errors import DataError
+from manyheads.core.tables import stem_of
 from manyheads.timeseries.frames import read
-from manyheads.timeseries.readers import stem_of
 
 LONG = "unique_id,ds,y\n" + "".join(
     f"{name},2020-01-01 {hour:02d}:00:00,{value}\n"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.core.errors import DataError, did_you_mean
+from manyheads.core.tables import column_names
 from manyheads.timeseries import readers, tables
 from manyheads.timeseries.layout import ID_NAMES, TIME_NAMES
 
@@ -124,7 +125,7 @@ def read_long(
     Raises:
         DataError: A column is missing, a cell is no number, or a series has two labels or none.
     """
-    names = readers.column_names(path)
+    names = column_names(path)
     if label_column not in names:
         hint = did_you_mean(label_column, names)
         raise DataError(f"{path}: no label column {label_column!r}{hint} (columns: {', '.join(names)})")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from manyheads.core import predictor as core
 from manyheads.core.errors import BadRecord, DataError
 from manyheads.core.predictor import Row
+from manyheads.core.tables import column_names, kind_of, stem_of
 from manyheads.timeseries import inputs, readers, sources, tables
 from manyheads.timeseries.classification.data import pad
 from manyheads.timeseries.classification.labelled import find_channels
@@ -105,9 +106,9 @@ class Predictor:
         """
 
         def open_file(path: Path, prefix: str) -> File:
-            names, kind = readers.column_names(path), readers.kind_of(path)
+            names, kind = column_names(path), kind_of(path)
             layout = self._layout(names, str(path))
-            return File(str(path), kind, tuple(names), layout, readers.stem_of(path), prefix)
+            return File(str(path), kind, tuple(names), layout, stem_of(path), prefix)
 
         def open_frame(frame: pd.DataFrame) -> File:
             table = readers.from_pandas(frame)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyheads.core.errors import DataError, did_you_mean
+from manyheads.core.tables import column_names
 from manyheads.timeseries.data import Split, split_rows
 from manyheads.timeseries.frames import Series, read
 from manyheads.timeseries.layout import find_layout
-from manyheads.timeseries.readers import column_names
 from manyheads.timeseries.tables import Coded, Missing
 from manyheads.timeseries.treatment import Treatment, fit_treatment, lay_out
 from manyheads.timeseries.windows import Batch, Windows
