@@ -1,0 +1,95 @@
+"""The MovieLens files: logs, and what the films are called."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from manyheads.core.errors import DataError, UsageError, did_you_mean
+from manyheads.recsys.logs import Columns, Log, Rules, make_log, read_log
+from manyheads.recsys.tables import Tables
+
+NAMES = ("ml_100k", "ml_1m", "ml_latest_small")
+ML_100K = ("user_id", "item_id", "rating", "timestamp")
+LATEST = Columns("userId", "movieId")
+
+
+def read_published(name: str, folder: Path, rules: Rules | None = None) -> Log:
+    """Read the log of a data set of `NAMES`.
+
+    Raises:
+        UsageError: No such data set, or ratings are asked for where there are none.
+        DataError: A file is not as it should be.
+    """
+    if name == "ml_100k":
+        return read_log(Tables(find(folder, "u.data"), ML_100K), Columns(), rules)
+    if name == "ml_latest_small":
+        return read_log(find(folder, "ratings.csv"), LATEST, rules)
+    if name != "ml_1m":
+        raise UsageError(f"no log {name!r}{did_you_mean(name, NAMES)} (there are: {', '.join(NAMES)})")
+    if rules is not None and rules.min_rating is not None:
+        raise UsageError("rules.min_rating: the sequences of ml_1m have no ratings")
+    return _read_sequences(find(folder, "sequences.txt"), rules)
+
+
+def read_titles(name: str, folder: Path) -> dict[str, dict[str, str]]:
+    """Return title and genres of each item of a data set, by its id."""
+    if name == "ml_100k":
+        genres = [line.rpartition("|")[0] for line in _lines(find(folder, "u.genre")) if line]
+        found = {}
+        for line in _lines(find(folder, "u.item"), "latin-1"):
+            id, title, *cells = line.split("|")
+            flags = cells[-len(genres) :]
+            named = [genre for genre, flag in zip(genres, flags, strict=True) if flag == "1"]
+            found[id] = {"title": title, "genres": ", ".join(named)}
+        return found
+    if name == "ml_1m":
+        rows = (line.split("::") for line in _lines(find(folder, "movies.dat"), "latin-1"))
+        return {id: {"title": title, "genres": genres.replace("|", ", ")} for id, title, genres in rows}
+    if name == "ml_latest_small":
+        import csv
+
+        films = csv.DictReader(_lines(find(folder, "movies.csv")))
+        return {
+            row["movieId"]: {"title": row["title"], "genres": row["genres"].replace("|", ", ")}
+            for row in films
+        }
+    raise UsageError(f"no titles of {name!r} (there are: {', '.join(NAMES)})")
+
+
+def find(folder: Path, name: str) -> Path:
+    """Return a file of a folder, plain or packed.
+
+    Raises:
+        DataError: It is not there.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"{folder} has no {name}, plain or packed")
+
+
+def _lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    with opened as file:
+        for line in file:
+            yield line.decode(encoding).rstrip("\r\n")
+
+
+def _read_sequences(path: Path, rules: Rules | None) -> Log:
+    """Read lines `user:item item ...`, in order of time."""
+    users: list[str] = []
+    items: list[str] = []
+    counts: list[int] = []
+    for number, line in enumerate(_lines(path), 1):
+        user, colon, rest = line.partition(":")
+        if not colon or not rest.strip():
+            raise DataError(f"{path}, line {number}: not `user:item item ...`")
+        found = rest.split()
+        users.append(user)
+        items += found
+        counts.append(len(found))
+    return make_log(np.repeat(users, counts).tolist(), items, rules=rules)
