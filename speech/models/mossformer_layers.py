@@ -9,19 +9,22 @@ Source: Zhao and Ma 2023, MossFormer (arXiv 2302.11824).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyheads.core import parallel
 from manyheads.core.layers.positions import rotate
 from manyheads.core.ops import depthwise_conv1d, gated_attention_unit, layer_norm
 from manyheads.core.ops.dropout import dropout
-from manyheads.core.products import linear
+from manyheads.core.products import is_plain_inference, linear
 
 WIDTH = 17  # taps of a convolution module
 ROTATED = 32  # channels of queries and keys that are rotated, at most
+STRIPE = 1024  # frames that go through a convolution module at once on a CPU: they stay in its cache
 
 
 class Frames(NamedTuple):
@@ -242,12 +245,34 @@ class ConvModule(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
         """Map each row's own frames; what the result holds behind a row's end is meaningless."""
-        norm, mapping, _, mix = self.mdl
-        assert isinstance(mapping, nn.Linear)
+        mapping, mix = self.mdl[1], self.mdl[3]
+        assert isinstance(mapping, nn.Linear) and isinstance(mix, Neighbours)
+        if is_plain_inference(x, mapping.weight) and not self.training:
+            return self._striped(x, frames, mapping.out_features, mix)
+        return dropout(mix(self._mapped(x, frames)), self.dropout, self.training)
+
+    def _mapped(self, x: Tensor, frames: Frames | None) -> Tensor:
+        """What is convolved: zero behind a row's end."""
+        norm, mapping = self.mdl[0], self.mdl[1]
         x = normed(norm, x) if isinstance(norm, nn.LayerNorm) else norm(x)
         x = linear(x, mapping.weight, mapping.bias)
-        x = mix(silence(F.silu(x, inplace=not torch.is_grad_enabled()), frames))
-        return dropout(x, self.dropout, self.training)
+        return silence(F.silu(x, inplace=not torch.is_grad_enabled()), frames)
+
+    def _striped(self, x: Tensor, frames: Frames | None, width: int, mix: Neighbours) -> Tensor:
+        """Map stretches of frames side by side; each maps a few of its neighbours' frames again."""
+        batch, size, _ = x.shape
+        stride, reach, taps = -(-STRIPE // batch), mix.width // 2, mix.taps
+        out = x.new_empty(batch, size, width)
+
+        def stripe(first: int, last: int) -> None:
+            low, high = max(0, first - reach), min(size, last + reach)
+            own = None if frames is None else Frames(frames.lengths, frames.valid[:, low:high])
+            y = depthwise_conv1d(self._mapped(x[:, low:high], own), taps, causal=False)
+            out[:, first:last] = y[:, first - low : last - low]
+
+        starts = range(0, size, stride)
+        parallel.run([partial(stripe, first, min(first + stride, size)) for first in starts])
+        return out
 
 
 class MossFormerBlock(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from manyheads.speech.models import mossformer_layers
 from manyheads.speech.models.mossformer2 import MemoryBlock, dilated_pairs, mossformer2
 
 SIZES = {"dim": 16, "depth": 1, "query_key_dim": 8, "group_size": 16, "inner": 12}
@@ -57,3 +58,19 @@ def test_a_mapping_network_gives_the_features_themselves():
 
 def test_three_speakers():
     assert mossformer2(num_spks=3, **SIZES)(torch.randn(1, 500)).shape == (1, 3, 500)
+
+
+@pytest.mark.parametrize("lengths", [None, (1500, 700)])
+def test_stripes_of_a_long_recording_are_the_whole(lengths, monkeypatch):
+    # without gradients a convolution module goes over stretches of frames, some of which meet a row's end
+    monkeypatch.setattr(mossformer_layers, "STRIPE", 600)  # of two rows: 300
+    torch.manual_seed(0)
+    module = ConvModule(24, 40, "scale", 0.1).eval()
+    x = torch.randn(2, 1500, 24)
+    frames = None if lengths is None else frames_of(torch.tensor(lengths), 1500)
+    whole = module(x, frames)  # with gradients: at once
+    with torch.no_grad():
+        striped = module(x, frames)
+    assert whole.requires_grad and not striped.requires_grad
+    for row, length in enumerate(lengths or (1500, 1500)):
+        torch.testing.assert_close(striped[row, :length], whole[row, :length], atol=2e-6, rtol=1e-5)
