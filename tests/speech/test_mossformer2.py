@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from manyheads.speech.models import mossformer_layers
 from manyheads.speech.models.mossformer2 import MemoryBlock, dilated_pairs, mossformer2
+from manyheads.speech.models.mossformer_layers import ConvModule, frames_of
 
 SIZES = {"dim": 16, "depth": 1, "query_key_dim": 8, "group_size": 16, "inner": 12}
 
