@@ -12,13 +12,13 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from manyheads.core import optimization
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import UsageError
+from manyheads.core.optimization import Optimizer
 from manyheads.core.training import make_averaging, run_steps
-from manyheads.speech import optimization
 from manyheads.speech.models.paraformer import Paraformer, greedy
 from manyheads.speech.models.paraformer_losses import Objective
-from manyheads.speech.optimization import Optimizer
 from manyheads.speech.recognition.metrics import Normalizer, compare, normalize, total
 from manyheads.speech.recognition.report import Tested
 from manyheads.speech.start import load_weights

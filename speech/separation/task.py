@@ -12,12 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from manyheads.core import hub
+from manyheads.core import hub, optimization
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
+from manyheads.core.optimization import Optimizer
 from manyheads.core.training import make_averaging, run_steps
-from manyheads.speech import optimization
-from manyheads.speech.optimization import Optimizer
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
 from manyheads.speech.separation.report import Measured, Tested

@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 from manyheads.core import hub
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
+from manyheads.core.optimization import Optimizer, rate
 from manyheads.speech.models.paraformer import greedy
 from manyheads.speech.models.paraformer_losses import Objective
-from manyheads.speech.optimization import Optimizer, rate
 from manyheads.speech.recognition.data import Augment, Features, Joining, Loading, RecognitionData
 from manyheads.speech.recognition.preprocessing import Preprocessing
 from manyheads.speech.recognition.start import read_preprocessing

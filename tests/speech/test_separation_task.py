@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from manyheads.core.errors import UsageError
+from manyheads.core.optimization import Optimizer
 from manyheads.speech.audio import write
 from manyheads.speech.models.mossformer import mossformer, overlap_add
 from manyheads.speech.models.mossformer2 import mossformer2
-from manyheads.speech.optimization import Optimizer
 from manyheads.speech.separation.data import Loading, Mixing, SeparationData
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.task import Objective, Separator
