@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from manyheads.core import datasets
+from manyheads.core.buckets import Buckets
 from manyheads.core.errors import BadRecord, DataError, UsageError
 from manyheads.core.loading import share_of
 from manyheads.speech.audio import check_channel
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.recognition import digits
 from manyheads.speech.recognition.augment import Augment
-from manyheads.speech.recognition.buckets import Buckets
 from manyheads.speech.recognition.digits import JoinedDigits, Joining, write_recordings
 from manyheads.speech.recognition.loading import (
     Policy,
@@ -251,6 +251,12 @@ class RecognitionData(LightningDataModule):
         found, loading = self.part(part), self.loading
         if not len(found.utterances.ids):
             raise DataError(f"{found.utterances.source} has no utterances in the part {part!r}")
+        longest = float(found.utterances.seconds.max())
+        if longest > loading.batch_seconds:
+            raise UsageError(
+                f"an utterance takes {longest:.1f} s, and a batch at most {loading.batch_seconds:g} s: raise "
+                "loading.batch_seconds, or leave long utterances out with loading.max_seconds"
+            )
         buckets = Buckets(
             found.utterances.seconds,
             loading.batch_seconds,

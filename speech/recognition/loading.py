@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from manyheads.core.buckets import Buckets
 from manyheads.core.errors import BadRecord, DataError
 from manyheads.core.loading import BatchLoader, Indices, Job
 from manyheads.speech.frontend import FrontEnd
 from manyheads.speech.models.glancing import PADDING
 from manyheads.speech.recognition.augment import Augment, change_speed, drawn_from, mask
-from manyheads.speech.recognition.buckets import Buckets
 from manyheads.speech.recognition.metrics import Normalizer, normalize
 from manyheads.speech.recognition.utterances import Utterances
 from manyheads.speech.vocabulary import Vocabulary

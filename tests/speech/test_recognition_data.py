@@ -4,7 +4,6 @@ import os
 import tarfile
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 
 from manyheads.core.errors import DataError, UsageError
 from manyheads.speech.recognition.augment import Augment, change_speed, drawn_from, mask
-from manyheads.speech.recognition.buckets import Buckets
 from manyheads.speech.recognition.data import (
     Columns,
     Features,
@@ -149,38 +147,6 @@ def test_a_folder_without_the_digits(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match=r"0_a_0\.flac"):
         read_digits(tmp_path, "test", SMALL, 0)
-
-
-def test_buckets_bound_seconds_and_use_each_utterance_once() -> None:
-    seconds = np.random.default_rng(0).lognormal(1.0, 0.8, 1000).clip(0.3, 25)
-    buckets = Buckets(seconds, 60.0, 12, True, 3)
-    epochs = []
-    for epoch in range(3):
-        buckets.schedule.set_epoch(epoch)
-        plan = [batch.tolist() for batch in buckets.plan()]
-        assert len(plan) == len(buckets)
-        assert sorted(i for batch in plan for i in batch) == list(range(1000))
-        assert all(seconds[batch].max() * len(batch) <= 60 + 1e-9 for batch in plan)
-        padded = sum(seconds[batch].max() * len(batch) for batch in plan)
-        assert padded < 1.3 * seconds.sum()  # 3 times as many in batches by chance
-        epochs.append(plan)
-    assert epochs[0] != epochs[1]
-    assert {tuple(sorted(b)) for b in epochs[0]} != {tuple(sorted(b)) for b in epochs[1]}
-    fixed = Buckets(seconds, 60.0, 12)
-    longest = [seconds[batch].max() for batch in fixed.plan()]
-    assert all(a >= b for a, b in pairwise(longest))
-
-
-def test_buckets_of_several_processes_share_the_batches() -> None:
-    seconds = np.random.default_rng(0).uniform(1, 9, 200)
-    shares = [Buckets(seconds, 30.0, 5, True, 0, (rank, 2)) for rank in range(2)]
-    plans = [[i for batch in share.plan() for i in batch.tolist()] for share in shares]
-    assert len(shares[0]) == len(shares[1])
-    assert not set(plans[0]) & set(plans[1])
-    with pytest.raises(UsageError, match="raise loading"):
-        Buckets(seconds, 5.0)
-    with pytest.raises(DataError, match="no utterances"):
-        Buckets(seconds[:0], 5.0)
 
 
 def _same(one: UtteranceBatch, other: UtteranceBatch) -> bool:
