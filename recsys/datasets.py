@@ -32,7 +32,7 @@ DATASETS: tuple[DataSet, ...] = (
     DataSet(
         name="ml_1m",
         domain="recsys",
-        summary="MovieLens 1M: films of 6,040 users in order of time (no ratings, no times), titles and genres",
+        summary="MovieLens 1M: films of 6,040 users in order of time, no ratings; titles, genres",
         licence=_OWNED,
         files=_files(
             "ml-1m",
@@ -51,8 +51,8 @@ DATASETS: tuple[DataSet, ...] = (
     DataSet(
         name="ml_latest_small",
         domain="recsys",
-        summary="MovieLens latest-small of 2018: ratings with times, titles and genres; 610 users, 9,724 films",
-        licence="GroupLens: for research, redistributed under the same terms, no commercial use without leave",
+        summary="MovieLens latest-small (2018): ratings with times, titles, genres; 610 users, 9,724 films",
+        licence="GroupLens: for research, passed on under the same terms, not for commercial use",
         files=_files(
             "ml-latest-small",
             {

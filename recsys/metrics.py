@@ -54,8 +54,8 @@ def standing(
         factors: The scores.
         targets: What users chose.
         seen: What is left out of the ranking.
-        items: Items of a block; as many as keep a block small, if None. Scores of one block are computed once;
-            of several twice, for a target's score must be the block's own, bit by bit.
+        items: Items of a block; None takes as many as keep it small. One block's scores are computed once,
+            those of several twice: a target's score must be its block's own, bit by bit.
     """
     rows, total = len(targets.rows), len(factors.items)
     size = min(total, items or max(1024, CELLS // max(1, len(factors.queries), rows)))
@@ -67,31 +67,37 @@ def standing(
         if here.any():
             scores = factors.scores(first, end) if kept is None else kept
             own[here] = scores[targets.rows[here], targets.items[here] - first]
+    out = _left_out(targets, seen, len(factors.queries), total)
     below = torch.zeros(rows, dtype=torch.long, device=own.device)
-    ties, others = torch.zeros_like(below), torch.full_like(below, -1)
+    ties = torch.zeros_like(below)
     straight = rows == len(factors.queries) and bool((targets.rows.diff() == 1).all())
     for first, end in blocks:
         scores = factors.scores(first, end) if kept is None else kept
+        inside = (out.items >= first) & (out.items < end)
+        which = out.rows[inside]
+        less = scores[targets.rows[which], out.items[inside] - first]
         scores = scores if straight else scores[targets.rows]
-        left = _left(targets, seen, len(factors.queries), first, end)
-        below += ((scores < own[:, None]) & left).sum(1)
-        ties += ((scores == own[:, None]) & left).sum(1)
-        others += left.sum(1)
-    others += 1  # the target was counted nowhere
+        below += (scores < own[:, None]).sum(1).index_add_(0, which, -(less < own[which]).long())
+        ties += (scores == own[:, None]).sum(1).index_add_(0, which, -(less == own[which]).long())
+    others = total - torch.bincount(out.rows, minlength=rows)
     return Standing(others - below - ties, ties)
 
 
-def _left(targets: Pairs, seen: Pairs | None, users: int, first: int, end: int) -> Tensor:
-    """Mark a block's items that stand beside each target: neither seen, nor the target itself."""
+def _left_out(targets: Pairs, seen: Pairs | None, users: int, total: int) -> Pairs:
+    """Return the items that do not count beside each target: itself, and once each that its user has seen."""
     device = targets.rows.device
-    by_user = torch.ones(users, end - first, dtype=torch.bool, device=device)
-    if seen is not None:
-        inside = (seen.items >= first) & (seen.items < end)
-        by_user[seen.rows[inside], seen.items[inside] - first] = False
-    left = by_user[targets.rows]
-    here = ((targets.items >= first) & (targets.items < end)).nonzero().squeeze(1)
-    left[here, targets.items[here] - first] = False
-    return left
+    every = torch.arange(len(targets.rows), device=device)
+    if seen is None:
+        return Pairs(every, targets.items)
+    cells = torch.unique(seen.rows * total + seen.items)
+    rows, items = cells.div(total, rounding_mode="floor"), cells % total
+    starts = torch.searchsorted(rows, torch.arange(users + 1, device=device))
+    first, end = starts[targets.rows], starts[targets.rows + 1]
+    which = torch.repeat_interleave(every, end - first)
+    begin = torch.cumsum(end - first, 0) - (end - first)
+    found = items[torch.arange(len(which), device=device) - begin[which] + first[which]]
+    other = found != targets.items[which]
+    return Pairs(torch.cat((which[other], every)), torch.cat((found[other], targets.items)))
 
 
 def measure(
@@ -106,7 +112,7 @@ def measure(
     - `recall@k`: which share of the targets is, of at most k; only where a user has several.
     - `ndcg@k`: 1 / log2(1 + rank) of the targets among the first k, of the most that there could be.
     - `mrr@k`: 1 / rank of the best target, if among the first k; `mrr` without that.
-    - `stratified_hr@k`, `stratified_ndcg@k`: as those, but each target weighs 1 / its count in training (1, if
+    - `stratified_hr@k`, `stratified_ndcg@k`: as those, but each target weighs 1 / its count in training (1 if
       it has none): as if every item were asked for equally often.
 
     Args:
@@ -171,15 +177,15 @@ class Spread:
         Shape:
             `[B, k]`, as wide as the largest k.
         """
-        for k, given in self._given.items():
+        for k in self.ks:
             found = items[:, :k].ravel()
-            given += np.bincount(found[found >= 0], minlength=len(given))
+            self._given[k] += np.bincount(found[found >= 0], minlength=len(self._given[k]))
 
     def join(self, others: Sequence[Spread]) -> None:
         """Add what other processes have seen."""
         for other in others:
-            for k, given in self._given.items():
-                given += other._given[k]
+            for k in self.ks:
+                self._given[k] += other._given[k]
 
     def figures(self) -> dict[str, float]:
         """Return the spread of all lists so far.

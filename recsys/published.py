@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from manyheads.core.errors import DataError, UsageError, did_you_mean
+from manyheads.core.tables import open_csv
 from manyheads.recsys.logs import Columns, Log, Rules, make_log, read_log
 from manyheads.recsys.tables import Tables
 
@@ -73,8 +73,7 @@ def find(folder: Path, name: str) -> Path:
 
 
 def _lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with open_csv(path) as file:
         for line in file:
             yield line.decode(encoding).rstrip("\r\n")
 

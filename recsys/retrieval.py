@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -233,7 +234,7 @@ def _merge_compiled(best: Top, scores: Tensor, first: int) -> Top:
     parallel.run(
         [
             partial(merge, block[low:high], first, values[low:high], found[low:high])
-            for low, high in zip(edges, edges[1:], strict=False)
+            for low, high in pairwise(edges)
         ]
     )
     return best

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from manyheads.core.errors import DataError, UsageError, did_you_mean
+from manyheads.core.tables import refusing_broken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,20 +70,16 @@ class Tables:
             UsageError: There is no such source.
         """
         import pandas as pd
-        import pyarrow as pa
 
         if isinstance(self.source, pd.DataFrame):
             yield from _frame_batches(self.source, wanted)
             return
         for path in list_files(self.source):
             first = 0
-            try:
+            with refusing_broken(path):
                 for batch in self._read(path, wanted):
                     yield Batch(str(path), first, batch)
                     first += len(next(iter(batch.values())))
-            except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise DataError(f"{path} cannot be read ({reason})") from error
 
     def _read(self, path: Path, wanted: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         import pyarrow.parquet as pq

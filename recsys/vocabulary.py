@@ -66,7 +66,7 @@ class Vocabulary:
         return Vocabulary([self.ids[number] for number in numbers.tolist()])
 
     def to_json(self) -> str:
-        """Return text for a model folder: a JSON list, packed, for a config is small and a catalogue may not be."""
+        """Return text for a model folder: a JSON list, packed, for a config must be small."""
         packed = zlib.compress(json.dumps(self.ids, separators=(",", ":")).encode(), 9)
         return base64.b64encode(packed).decode()
 

@@ -1,0 +1,1 @@
+"""The recommenders: plain modules, a family a file, and builders of numbers."""
