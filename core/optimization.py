@@ -164,7 +164,7 @@ class Falling(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge an epoch."""
-        if self._watch is None or trainer.sanity_checking or not trainer.training:
+        if self._watch is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._watch.step(float(trainer.callback_metrics[self.figure]))
         if max(group["lr"] for group in trainer.optimizers[0].param_groups) < self.options.stop_below:
