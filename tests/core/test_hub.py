@@ -58,7 +58,7 @@ def swap_weights(folder, tensors):
 
 def representatives() -> list[catalog.Entry]:
     """Every entry with a builder of its own, and of each family the variant that is a small one."""
-    small = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_pico_rw_224")
+    small = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_pico_rw_224", "gcn")
     found = [entry for entry in catalog.entries() if entry.variant is None or entry.name in small]
     assert {entry.builder for entry in found} == {entry.builder for entry in catalog.entries()}
     return found
@@ -68,8 +68,10 @@ def representatives() -> list[catalog.Entry]:
 def test_every_model_round_trips(entry, tmp_path):
     takes = {part.partition(":")[0] for part in catalog.arguments(entry).split(", ")}
     plain = {"seq_len": 96, "pred_len": 4, "enc_in": 3, "channels": 3, "classes": 2, "vocab_size": 50}
-    plain |= {"encoder_blocks": 2, "decoder_blocks": 2}
+    plain |= {"encoder_blocks": 2, "decoder_blocks": 2, "outputs": 2, "node_features": 5, "node_types": [28]}
     wanted = {key: value for key, value in plain.items() if key in takes}
+    if "node_types" in wanted:
+        wanted.pop("node_features", None)
     if "base" in takes:
         wanted |= {"base": "itransformer", "arguments": {"d_model": 16, "d_ff": 16}}
     if "quantiles" in takes:

@@ -33,7 +33,7 @@ def test_the_wheel_holds_every_source_and_its_data(wheel: Path) -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    rooms = ("core/", "vision/", "timeseries/", "speech/", "graph/", "apps/")
+    rooms = ("core/", "vision/", "timeseries/", "speech/", "graph/", "recsys/", "apps/")
     sources = {f"manyheads/{name}" for name in tracked if name.startswith(rooms) and name.endswith(".py")}
     assert len(sources) > 20
     assert {name for name in names if name.endswith(".py")} == sources | {"manyheads/__init__.py"}
