@@ -68,6 +68,7 @@ def standing(
             scores = factors.scores(first, end) if kept is None else kept
             own[here] = scores[targets.rows[here], targets.items[here] - first]
     out = _left_out(targets, seen, len(factors.queries), total)
+    counted = torch.int32  # torch adds bools up in this one many times faster than in its own choice
     below = torch.zeros(rows, dtype=torch.long, device=own.device)
     ties = torch.zeros_like(below)
     straight = rows == len(factors.queries) and bool((targets.rows.diff() == 1).all())
@@ -77,8 +78,16 @@ def standing(
         which = out.rows[inside]
         less = scores[targets.rows[which], out.items[inside] - first]
         scores = scores if straight else scores[targets.rows]
-        below += (scores < own[:, None]).sum(1).index_add_(0, which, -(less < own[which]).long())
-        ties += (scores == own[:, None]).sum(1).index_add_(0, which, -(less == own[which]).long())
+        below += (
+            (scores < own[:, None])
+            .sum(1, dtype=counted)
+            .index_add_(0, which, -(less < own[which]).to(counted))
+        )
+        ties += (
+            (scores == own[:, None])
+            .sum(1, dtype=counted)
+            .index_add_(0, which, -(less == own[which]).to(counted))
+        )
     others = total - torch.bincount(out.rows, minlength=rows)
     return Standing(others - below - ties, ties)
 

@@ -1,10 +1,12 @@
-"""Post-norm transformer layers over histories, padded or packed: what BERT4Rec and SASRec share.
+"""A post-norm transformer over histories, padded or packed: what BERT4Rec and SASRec share.
 
 Parameters have the names of RecBole's. A token is 0 for a pad, and item number n's is n + 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -15,6 +17,7 @@ from manyheads.core.errors import UsageError
 from manyheads.core.layers.norm import LayerNorm
 from manyheads.core.ops import attention, varlen_attention
 from manyheads.core.products import linear, project
+from manyheads.core.sizes import check_sizes
 
 PAD = 0
 FIRST = 1  # the token of item number 0
@@ -118,17 +121,12 @@ class Attention(nn.Module):
     Shape:
         x and the result `[B, N, dim]` with mask `[B, N]` (True where a token is real), or `[T, dim]` with
         starts `[B + 1]`.
-
-    Raises:
-        UsageError: num_heads does not divide dim.
     """
 
     def __init__(
         self, dim: int, num_heads: int, dropout: float, attn_dropout: float, causal: bool, eps: float
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise UsageError(f"the width {dim} is not a multiple of {num_heads} heads")
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.dense = nn.Linear(dim, dim)
         self.LayerNorm = LayerNorm(dim, eps)
@@ -193,43 +191,108 @@ class Layer(nn.Module):
 
 
 class Layers(nn.Module):
-    """A stack of post-norm layers.
+    """A stack of layers, which lie under `layer`."""
 
-    Args:
-        dim: Width.
-        layers: How many.
-        heads: Heads.
-        inner: Width within the feed-forward nets.
-        dropout, attn_dropout, causal: As in `Attention`.
-        eps: Of the norms.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        layers: int,
-        heads: int,
-        inner: int,
-        *,
-        dropout: float,
-        attn_dropout: float,
-        causal: bool,
-        eps: float = 1e-12,
-    ) -> None:
+    def __init__(self, layers: list[Layer]) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(
-            Layer(
-                Attention(dim, heads, dropout, attn_dropout, causal, eps),
-                FeedForward(dim, inner, dropout, eps),
-            )
-            for _ in range(layers)
-        )
+        self.layer = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, mask: Tensor | None, starts: Tensor | None) -> Tensor:
         """Give the tokens' states behind the last layer."""
         for layer in self.layer:
             x = layer(x, mask, starts)
         return x
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large an encoder is.
+
+    Args:
+        rows: Of the table of items: the pad, the items, and other tokens.
+        max_len: Tokens of a history at most.
+        hidden_size: Width, a multiple of heads.
+        layers: Layers.
+        heads: Heads of attention.
+        inner_size: Width within the feed-forward nets; 0 is four times hidden_size.
+        hidden_dropout: Probability, in training, for what layers add, and for the embeddings.
+        attn_dropout: Probability that an attention weight is dropped, in training.
+        count_from: Positions are counted from the "start" of a history, as the published code does, or from
+            its "end": the newest item then has the same one in all.
+
+    Raises:
+        UsageError: A size is not positive or does not fit, an option is unknown.
+    """
+
+    rows: int
+    max_len: int
+    hidden_size: int
+    layers: int
+    heads: int
+    inner_size: int
+    hidden_dropout: float
+    attn_dropout: float
+    count_from: Positions
+
+    def __post_init__(self) -> None:
+        names = ("max_len", "hidden_size", "layers", "heads")
+        chances = {"hidden_dropout": self.hidden_dropout, "attn_dropout": self.attn_dropout}
+        check_sizes("recommender", {name: getattr(self, name) for name in names}, **chances)
+        if self.hidden_size % self.heads:
+            raise UsageError(f"hidden_size {self.hidden_size} is not a multiple of {self.heads} heads")
+        if self.inner_size < 0:
+            raise UsageError(f"inner_size must be positive, or 0, not {self.inner_size}")
+        if self.count_from not in ("start", "end"):
+            raise UsageError(f"count_from must be 'start' or 'end', not {self.count_from!r}")
+
+
+class HistoryEncoder(nn.Module):
+    """Embeddings of items and positions, a norm, and the layers.
+
+    Args:
+        sizes: How large it is.
+        causal: A token sees none that comes later.
+        eps: Of the norms.
+    """
+
+    def __init__(self, sizes: Sizes, causal: bool, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.sizes = sizes
+        dim, dropout = sizes.hidden_size, sizes.hidden_dropout
+        self.item_embedding = nn.Embedding(sizes.rows, dim, padding_idx=PAD)
+        self.position_embedding = nn.Embedding(sizes.max_len, dim)
+        self.LayerNorm = LayerNorm(dim, eps)
+        self.trm_encoder = Layers(
+            [
+                Layer(
+                    Attention(dim, sizes.heads, dropout, sizes.attn_dropout, causal, eps),
+                    FeedForward(dim, sizes.inner_size or 4 * dim, dropout, eps),
+                )
+                for _ in range(sizes.layers)
+            ]
+        )
+
+    def forward(self, batch: Tensor | Packed) -> Tensor:
+        """Give tokens their states.
+
+        A row's states do not depend on its pads, on whichever side they are, nor on the rows beside it. Those
+        of pads mean nothing.
+
+        Args:
+            batch: Rows with pads, or packed histories without.
+
+        Shape:
+            Tokens `[B, N]`, states `[B, N, H]`; packed `[T]`, `[T, H]`.
+
+        Raises:
+            ValueError: A history is longer than `max_len`.
+        """
+        tokens = batch.tokens if isinstance(batch, Packed) else batch
+        where = positions(batch, self.sizes.max_len, self.sizes.count_from)
+        x = self.LayerNorm(self.item_embedding(tokens), residual=self.position_embedding(where))[0]
+        x = F.dropout(x, self.sizes.hidden_dropout, self.training)
+        mask, starts = (None, batch.starts) if isinstance(batch, Packed) else (tokens != PAD, None)
+        return cast(Tensor, self.trm_encoder(x, mask, starts))
 
 
 def initialise(model: nn.Module) -> None:
@@ -239,3 +302,9 @@ def initialise(model: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+
+
+def from_recbole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of RecBole's BERT4Rec or SASRec to ours."""
+    own = ("item_embedding.", "position_embedding.", "LayerNorm.", "trm_encoder.")
+    return {f"encoder.{key}" if key.startswith(own) else key: value for key, value in state.items()}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from manyheads.core.products import linear
+from manyheads.recsys import retrieval
 from manyheads.recsys.logs import Log
 from manyheads.recsys.published import read_published
 from manyheads.recsys.sequences import Sequences
@@ -58,19 +61,14 @@ def movielens() -> MovieLens:
 
 
 @pytest.fixture
-def peak() -> Callable[[Callable[[], object]], int]:
-    """Bytes that a call holds at most beside what was there, by the operations' own accounts."""
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all blocks of scores that a test makes."""
+    found: list[int] = []
 
-    def measure(call: Callable[[], object]) -> int:
-        from torch.profiler import ProfilerActivity, profile
+    def noted(*args: Tensor) -> Tensor:
+        scores = linear(*args)
+        found.append(scores.numel())
+        return scores
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-            call()
-        held = most = 0
-        for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
-            if event.name() == "[memory]":
-                held += event.nbytes()
-                most = max(most, held)
-        return most
-
-    return measure
+    monkeypatch.setattr(retrieval, "linear", noted)
+    return found
