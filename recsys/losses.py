@@ -6,6 +6,7 @@ items. Every loss is a mean over the states, and 0 where there are none.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,8 +48,10 @@ class _CrossEntropy(torch.autograd.Function):
         table = weight.to(states.dtype)
         added = None if bias is None else bias.to(states.dtype)
         total = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
-        dstates, dweight = torch.empty_like(states), torch.zeros_like(weight)
-        dbias = None if bias is None else torch.zeros_like(bias)
+        dstates = dweight = dbias = states.new_empty(0)
+        if learns:
+            dstates, dweight = torch.empty_like(states), torch.zeros_like(weight)
+            dbias = dbias if bias is None else torch.zeros_like(bias)
         rows, count = max(1, cells // len(weight)), max(1, len(states))
         for first in range(0, len(states), rows):
             part, wanted = states[first : first + rows], targets[first : first + rows, None]
@@ -61,7 +64,7 @@ class _CrossEntropy(torch.autograd.Function):
             slope = slope.div_(count).to(states.dtype)
             dstates[first : first + rows] = product(slope, table)
             dweight += product(slope.t(), part)
-            if dbias is not None:
+            if bias is not None:
                 dbias += slope.sum(0)
         ctx.save_for_backward(dstates, dweight, dbias)
         return total / count
@@ -69,7 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dstates, dweight, dbias = ctx.saved_tensors
-        return grad * dstates, None, grad * dweight, None if dbias is None else grad * dbias, None
+        return grad * dstates, None, grad * dweight, grad * dbias if ctx.needs_input_grad[3] else None, None
 
 
 class Negatives(nn.Module):
@@ -111,26 +114,29 @@ def sampled_softmax(
         targets: What came.
         items: What states are compared with.
         drawn: Items shared by all states, or each state's own.
-        log_chance: The logarithm of each item's chance to be drawn, which is taken from its score: items that
-            are drawn often would be held too low otherwise. None means that all have the same.
+        log_chance: The logarithm of each item's chance to be drawn. With it a drawn item counts by one over
+            how often it is to be expected, and the sum of the drawn is, in the mean, that of the whole
+            catalogue; None counts each as one, and items that are drawn often are held too low.
 
     Shape:
         states `[M, H]`; targets `[M]`; drawn `[K]` or `[M, K]`; log_chance `[N]`.
 
     Source:
-        Bengio and Senecal 2008; Jean et al. 2015 (arXiv 1412.2007); shared draws: Yi et al. 2019.
+        Bengio and Senecal 2008; the target, which was not drawn, is not corrected: Khrylchenko et al. 2025
+        (arXiv 2507.09331).
     """
     own, others = _scores(states, targets, items, drawn)
     if log_chance is not None:
-        own, others = own - log_chance[targets], others - log_chance[drawn]
+        others = others - (log_chance[drawn] + math.log(drawn.shape[-1]))
     others = others.masked_fill(drawn == targets[:, None], -torch.inf)
     scores = torch.cat([own[:, None], others], 1)
     return _mean(torch.logsumexp(scores, 1) - own)
 
 
 def gbce(states: Tensor, targets: Tensor, items: Items, drawn: Tensor, t: float = 0.75) -> Tensor:
-    """Return the binary cross-entropy that undoes the overconfidence of few negatives; drawn targets count none.
+    """Return the binary cross-entropy that undoes the overconfidence of few negatives.
 
+    A drawn target is left out.
     The target's probability is raised to `beta = a (t (1 - 1 / a) + 1 / a)`, a being the share of the other
     items that is drawn: with t = 0 it is the plain loss, with t = 1 probabilities are calibrated.
 
@@ -177,10 +183,7 @@ def _scores(states: Tensor, targets: Tensor, items: Items, drawn: Tensor) -> tup
     weight, bias = items
     own = (states * weight[targets].to(states.dtype)).sum(-1)
     rows = weight[drawn].to(states.dtype)
-    if drawn.dim() == 1:
-        others = linear(states, rows)
-    else:
-        others = torch.einsum("mh,mkh->mk", states, rows)
+    others = linear(states, rows) if drawn.dim() == 1 else torch.einsum("mh,mkh->mk", states, rows)
     if bias is not None:
         own, others = own + bias[targets], others + bias[drawn]
     return own.to(torch.promote_types(own.dtype, torch.float32)), others

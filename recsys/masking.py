@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manyheads.recsys.models.encoder import Packed, starts_of
+from manyheads.recsys.models.encoder import FIRST, Packed, starts_of
 
 
 @dataclass(frozen=True)
@@ -86,31 +86,38 @@ def mask_items(
     chance = torch.rand(len(tokens), dtype=torch.float64, device=tokens.device, generator=generator)
     if last is not None:
         counts = torch.where(last, 1, counts)
-        ends = starts[1:][last].long() - 1
-        chance[ends] = torch.where(starts.diff()[last] > 0, -1e-9, chance[ends])
+        chance[starts[1:][last & (batch.lengths > 0)].long() - 1] = 0.0  # the first to be taken
     order = (rows + chance).argsort()
     rank = torch.arange(len(tokens), device=tokens.device) - starts[rows]
     at = order[rank < counts[rows]].sort().values
-    return Masked(Packed(tokens.index_fill(0, at, mask_token), starts), at, tokens[at] - 1)
+    return Masked(Packed(tokens.index_fill(0, at, mask_token), starts), at, tokens[at] - FIRST)
 
 
-def ask(histories: Packed, max_len: int, mask_token: int) -> Packed:
-    """Put a [MASK] behind each history, and leave out its oldest items where there are too many."""
-    lengths = histories.lengths.clamp(max=max_len - 1)
-    starts = starts_of(lengths + 1)
-    tokens = histories.tokens.new_full((int(starts[-1]),), mask_token)
+def cut(tokens: Tensor, first: Tensor, lengths: Tensor) -> Packed:
+    """Take stretches of a flat array.
+
+    Shape:
+        tokens `[T]`; first, lengths `[B]`.
+    """
+    starts = starts_of(lengths)
     rows = torch.repeat_interleave(lengths)
-    kept = torch.arange(len(rows), device=rows.device) + (histories.starts[1:] - lengths.cumsum(0))[rows]
-    tokens[torch.arange(len(rows), device=rows.device) + rows] = histories.tokens[kept]
-    return Packed(tokens, starts)
+    return Packed(tokens[torch.arange(len(rows), device=tokens.device) + (first - starts[:-1])[rows]], starts)
 
 
 def newest(histories: Packed, max_len: int) -> Packed:
     """Leave out the oldest items of histories with more than `max_len`."""
     lengths = histories.lengths.clamp(max=max_len)
-    rows = torch.repeat_interleave(lengths)
-    kept = torch.arange(len(rows), device=rows.device) + (histories.starts[1:] - lengths.cumsum(0))[rows]
-    return Packed(histories.tokens[kept], starts_of(lengths))
+    return cut(histories.tokens, histories.starts[1:] - lengths, lengths)
+
+
+def ask(histories: Packed, max_len: int, mask_token: int) -> Packed:
+    """Put a [MASK] behind each history, and leave out its oldest items where there are too many."""
+    kept = newest(histories, max_len - 1)
+    starts = starts_of(kept.lengths + 1)
+    tokens = kept.tokens.new_full((len(kept.tokens) + len(kept.lengths),), mask_token)
+    rows = kept.rows()
+    tokens[torch.arange(len(rows), device=rows.device) + rows] = kept.tokens
+    return Packed(tokens, starts)
 
 
 def next_items(batch: Packed) -> Masked:
@@ -118,9 +125,7 @@ def next_items(batch: Packed) -> Masked:
 
     An empty history stays empty.
     """
-    tokens, starts = batch
     lengths = (batch.lengths - 1).clamp(min=0)
-    rows = torch.repeat_interleave(lengths)
-    kept = torch.arange(len(rows), device=rows.device) + (starts[:-1] - starts_of(lengths)[:-1])[rows]
-    at = torch.arange(len(rows), device=rows.device)
-    return Masked(Packed(tokens[kept], starts_of(lengths)), at, tokens[kept + 1] - 1)
+    kept = cut(batch.tokens, batch.starts[:-1], lengths)
+    targets = cut(batch.tokens, batch.starts[:-1] + 1, lengths).tokens - FIRST
+    return Masked(kept, torch.arange(len(targets), device=targets.device), targets)

@@ -1,4 +1,4 @@
-"""BERT4Rec: a history read from both sides, its hidden items to be guessed. Sun et al. 2019, arXiv 1904.06690.
+"""BERT4Rec: a history read from both sides, hidden items to be guessed. Sun et al. 2019, arXiv 1904.06690.
 
 Shapes: B histories, N tokens of a row, T of a packed batch, M masked places, H width. Tokens are 0 for a pad,
 n + 1 for item number n, and num_items + 1 for [MASK].
@@ -119,8 +119,16 @@ def bert4rec(
     """
     check_sizes("bert4rec", {"num_items": num_items})
     sizes = Sizes(
-        num_items + 2, max_len, hidden_size, layers, heads, inner_size, hidden_dropout, attn_dropout, count_from
-    )  # fmt: skip
+        num_items + 2,
+        max_len,
+        hidden_size,
+        layers,
+        heads,
+        inner_size,
+        hidden_dropout,
+        attn_dropout,
+        count_from,
+    )
     return BERT4Rec(num_items, sizes)
 
 

@@ -89,6 +89,14 @@ def sasrec(
     """
     check_sizes("sasrec", {"num_items": num_items})
     sizes = Sizes(
-        num_items + 1, max_len, hidden_size, layers, heads, inner_size, hidden_dropout, attn_dropout, count_from
-    )  # fmt: skip
+        num_items + 1,
+        max_len,
+        hidden_size,
+        layers,
+        heads,
+        inner_size,
+        hidden_dropout,
+        attn_dropout,
+        count_from,
+    )
     return SASRec(num_items, sizes)

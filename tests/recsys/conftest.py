@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from manyheads.core.products import linear
 from manyheads.recsys import retrieval
@@ -72,3 +76,63 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(retrieval, "linear", noted)
     return found
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "recsys"
+EXACT = {"output": (1e-6, 1e-6), "grad": (1e-6, 1e-6)}  # of float64: absolute, relative
+# Of float32, as the files say: outputs, and gradients
+SINGLE = {"output": (1e-5, 1e-4), "grad": (2e-3, 2e-3)}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Tensors recorded from published code, in the dtype that a test asks for."""
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+    dtype: torch.dtype
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name begins so, by the rest of their names."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def load(self, model: nn.Module, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> nn.Module:
+        """Load the parameters, strictly; in the mode of the case."""
+        model.load_state_dict(convert(self.group("param.")), strict=True)
+        return model.to(self.dtype).train(self.about["mode"] == "train")
+
+    def check(
+        self,
+        outputs: dict[str, Tensor],
+        model: nn.Module,
+        convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    ) -> None:
+        """Compare outputs, and all gradients, with nothing left over."""
+        self.same(outputs, self.group("output."), "output")
+        cotangents = self.group("cotangent.")
+        torch.autograd.backward([outputs[k] for k in cotangents], list(cotangents.values()))
+        found = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+        self.same(found, convert(self.group("grad.")), "grad")
+
+    def same(self, found: dict[str, Tensor], wanted: dict[str, Tensor], kind: str) -> None:
+        """Compare tensors by name."""
+        absolute, relative = (EXACT if self.dtype == torch.float64 else SINGLE)[kind]
+        assert found.keys() == wanted.keys()
+        for key, want in wanted.items():
+            torch.testing.assert_close(
+                found[key].detach(), want.to(found[key].dtype), atol=absolute, rtol=relative,
+                msg=lambda text, key=key: f"{key}: {text}",
+            )  # fmt: skip
+
+
+@pytest.fixture
+def recorded() -> Callable[..., Recorded]:
+    """Load a recorded case by name and dtype."""
+
+    def load(name: str, dtype: torch.dtype = torch.float64) -> Recorded:
+        about = json.loads((GOLDEN / f"{name}_a.json").read_text())
+        tensors = load_file(GOLDEN / f"{name}_a.safetensors")
+        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+        return Recorded(about, tensors, dtype)
+
+    return load
