@@ -24,8 +24,25 @@ ACTIONS = {
 }
 SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
     "images": {
-        "output_kind": (str, "KIND", "label (default), probabilities, logits or features"),
+        "output_kind": (
+            str,
+            "KIND",
+            "label (default), probabilities; of images also logits, features",
+        ),
         "top_k": (int, "N", "labels a row (5)"),
+    },
+    "graphs": {
+        "smiles_column": (str, "NAME", "a table's column of molecules (smiles)"),
+        "id_column": (
+            str,
+            "NAME",
+            "a table's column of ids (id, if there is one; else a number)",
+        ),
+        "neighbours": (
+            str,
+            "KIND",
+            "that a model trained on samples sees: sampled (default) or all",
+        ),
     },
     "recordings": {
         "channel": (str, "C", "mix, the mean of all channels (default), or the number of one, from 0"),

@@ -90,8 +90,9 @@ class Criterion(nn.Module):
         """Return the mean over the known targets, zero where there are none.
 
         Shape:
-            outputs `[R, outputs]`; target `[R, targets]`, for classes one column of whole numbers; weight, what
-            each row counts, `[R]`.
+            outputs `[R, outputs]`; target `[R, targets]`, for classes one column of whole numbers; weight
+            `[R]`,
+            what each row counts.
         """
         known = ~target.isnan()
         if self.kind == "classification":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torchmetrics.functional.classification import (
 from manyheads.graph.losses import Kind
 
 Figures = dict[str, float]
-BETTER = {"mae": "min", "rmse": "min", "loss": "min"}  # of all others more is better
 
 
 def of_regression(predicted: Tensor, target: Tensor) -> list[Figures]:
@@ -27,9 +26,7 @@ def of_regression(predicted: Tensor, target: Tensor) -> list[Figures]:
         predicted, target `[R, targets]`, in the data's units; NaN is unknown.
     """
     found = []
-    for mine, true in zip(predicted.double().T, target.double().T, strict=True):
-        known = ~true.isnan()
-        mine, true = mine[known].contiguous(), true[known].contiguous()
+    for mine, true in _known(predicted, target):
         rows = len(true)
         found.append(
             {
@@ -51,21 +48,27 @@ def of_multilabel(scores: Tensor, target: Tensor) -> list[Figures]:
         scores `[R, labels]`, logits or chances; target the same: 0, 1, or NaN for unknown.
     """
     found = []
-    for mine, true in zip(scores.double().T, target.T, strict=True):
-        known = ~true.isnan()
-        order = mine[known].unique(return_inverse=True)[1]  # ranks: no two become one, as in a sigmoid
-        mine, truth = order.double() / max(1, len(order)), true[known].long()
+    for mine, true in _known(scores, target):
+        order = mine.unique(return_inverse=True)[1]  # ranks: no two become one, as in a sigmoid
+        ranks, truth = order.double() / max(1, len(order)), true.long()
         positive = int(truth.sum())
         both = 0 < positive < len(truth)
         found.append(
             {
-                "roc_auc": float(binary_auroc(mine, truth)) if both else math.nan,
-                "average_precision": float(binary_average_precision(mine, truth)) if both else math.nan,
+                "roc_auc": float(binary_auroc(ranks, truth)) if both else math.nan,
+                "average_precision": float(binary_average_precision(ranks, truth)) if both else math.nan,
                 "positives": float(positive),
                 "rows": float(len(truth)),
             }
         )
     return found
+
+
+def _known(predicted: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each column's predicted and true numbers, those that are known."""
+    for mine, true in zip(predicted.double().T, target.double().T, strict=True):
+        known = ~true.isnan()
+        yield mine[known].contiguous(), true[known].contiguous()
 
 
 def confusion(scores: Tensor, target: Tensor) -> Tensor:

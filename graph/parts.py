@@ -31,7 +31,7 @@ class GraphBatch(TypedDict):
     index: Tensor  # [R], numbers within the part
 
 
-class Part(Protocol):
+class Batches(Protocol):
     """What a loader needs of a part."""
 
     schedule: Schedule
@@ -46,7 +46,7 @@ class Part(Protocol):
 GraphLoader = BatchLoader[GraphBatch, GraphBatch]
 
 
-def loader(part: Part, workers: int) -> GraphLoader:
+def loader(part: Batches, workers: int) -> GraphLoader:
     """Return the batches of a part."""
     return BatchLoader(part.schedule, part.jobs, part.make, lambda batch: batch, workers)
 
@@ -185,4 +185,3 @@ class Neighbourhoods:
             "rows": found.seeds,
             "index": index,
         }
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Tested:
         found: dict[str, object] = {"id": list(self.ids)}
         if self.kind == "classification":
             true, (chance, guessed) = self.target[:, 0], self.values.max(-1)
-            found["true"] = ["" if t != t else self.classes[int(t)] for t in true.tolist()]
+            found["true"] = ["" if math.isnan(t) else self.classes[int(t)] for t in true.tolist()]
             found["predicted"] = [self.classes[i] for i in guessed.tolist()]
             found["probability"] = chance.tolist()
         else:
@@ -82,9 +83,7 @@ class Tested:
 
         if self.kind == "classification":
             counts = metrics.confusion(self.values, self.target[:, 0])
-            rows = [
-                {"class": n, **f} for n, f in zip(self.classes, metrics.of_classes(counts), strict=True)
-            ]
+            rows = [{"class": n, **f} for n, f in zip(self.classes, metrics.of_classes(counts), strict=True)]
         else:
             measure = metrics.of_regression if self.kind == "regression" else metrics.of_multilabel
             found = measure(self.values, self.target)

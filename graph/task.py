@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -92,6 +92,11 @@ class GraphTask(LightningModule):
         self.criterion = Criterion(kind, loss, self.outputs)
         self._seen: list[Seen] = []
         self._tested: Tested | None = None
+
+    @classmethod
+    def of(cls, data: GraphData, name: str, **options: Any) -> GraphTask:
+        """Return a task for data in hand; options as above."""
+        return cls(data.model_inputs, data.level, data.kind, name, **options)
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
@@ -243,11 +248,13 @@ def recipe(
         if key in given and key not in known:
             raise UsageError(f"{name} takes no encodings of this kind: set {cure}")
     if "max_distance" in known and "max_distance" not in given:
-        raise UsageError(f"{name} needs the nodes' distances: set data.encoding.distances, to 20 as published")
+        raise UsageError(f"{name} needs distances: set data.encoding.distances, to 20 as published")
     decided: dict[str, Json] = {key: cast("Json", value) for key, value in given.items() if key in known}
     if "readout" in known and level != "graph":
         if "readout" in arguments:
-            raise UsageError(f"model.arguments.readout is decided by the data: they are of the level {level!r}")
+            raise UsageError(
+                f"model.arguments.readout is decided by the data: they are of the level {level!r}"
+            )
         decided["readout"] = level
     if "readout" in arguments and arguments["readout"] in ("node", "pair") and level == "graph":
         raise UsageError("model.arguments.readout must be mean, sum or max: the data have targets of graphs")
@@ -266,5 +273,7 @@ def _check_fixed(name: str, model: torch.nn.Module, inputs: Mapping[str, int | l
     for key in _FIXED:
         takes, has = getattr(of, key), inputs.get(key) or (() if key.endswith("types") else 0)
         takes, has = (list(takes), list(has)) if isinstance(takes, tuple) else (takes, has)
-        if takes and takes != has or has and not takes and key.startswith("node"):
-            raise UsageError(f"{name} is made for {key} {takes}, and the data have {has}: choose another model")
+        if (takes and takes != has) or (has and not takes and key.startswith("node")):
+            raise UsageError(
+                f"{name} is made for {key} {takes}, and the data have {has}: choose another model"
+            )

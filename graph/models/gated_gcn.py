@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyheads.core.products import project
 from manyheads.graph.models.inputs import batch_norm
 
 EPS = 1e-6  # added to the sum of the gates
@@ -38,11 +39,11 @@ class GatedGCNLayer(nn.Module):
     def forward(self, x: Tensor, e: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
         """Pass messages along the edges."""
         source, target = edge_index
-        found = self.D(x)[target] + self.E(x)[source] + self.C(e)  # [E, dim]
+        found = project(self.D, x)[target] + project(self.E, x)[source] + project(self.C, e)  # [E, dim]
         gate = found.sigmoid()
         total = torch.zeros_like(x).index_add(0, target, gate)
-        mixed = torch.zeros_like(x).index_add(0, target, gate * self.B(x)[source])
-        y = F.relu(batch_norm(self.bn_node_x, self.A(x) + mixed / (total + EPS)))
+        mixed = torch.zeros_like(x).index_add(0, target, gate * project(self.B, x)[source])
+        y = F.relu(batch_norm(self.bn_node_x, project(self.A, x) + mixed / (total + EPS)))
         found = F.relu(batch_norm(self.bn_edge_e, found))
         y, found = (F.dropout(z, self.dropout, self.training) for z in (y, found))
         return x + y, e + found

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
+from manyheads.core.products import project
 from manyheads.graph.graphs import Graphs, Padding, graph_ids
 from manyheads.graph.models.attention import GraphAttention
 from manyheads.graph.models.gated_gcn import GatedGCNLayer
@@ -59,7 +60,8 @@ class GINELayer(nn.Module):
         """Pass messages along the edges."""
         source, target = edge_index
         mixed = torch.zeros_like(x).index_add(0, target, F.relu(x[source] + e))
-        return cast(Tensor, self.nn((1 + self.eps) * x + mixed))
+        first, inner, last = self.nn
+        return project(last, inner(project(first, (1 + self.eps) * x + mixed)))
 
 
 class GraphNorm(nn.Module):
@@ -156,7 +158,7 @@ class GPSLayer(nn.Module):
                 mixed = h + self._drop(mixed)
             total = self._normed("norm1_local", mixed, graph, count) + total
         inner = F.relu if self.activation == "relu" else F.gelu
-        y = self.ff_linear2(self._drop(inner(self.ff_linear1(total))))
+        y = project(self.ff_linear2, self._drop(inner(project(self.ff_linear1, total))))
         return self._normed("norm2", total + self._drop(y), graph, count), e
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -246,10 +248,10 @@ class GPS(nn.Module):
 
     def embed(self, graphs: Graphs) -> Tensor:
         """Give the nodes' states behind the last layer, `[N, hidden_dim]`."""
-        h = self.node(graphs.x)
+        h = project(self.node, graphs.x)
         if self.encoding is not None and self.encoding_norm is not None:
             given = batch_norm(self.encoding_norm, encodings(self.of, graphs, h))
-            h = torch.cat([h, self.encoding(given)], 1)
+            h = torch.cat([h, project(self.encoding, given)], 1)
         e = embed_edges(self.edge, self.of, graphs, h)
         for layer in self.layers:
             h, e = layer(h, e, graphs.edge_index, graphs.starts)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.ops import EdgeOrder, edge_order, segment_attention
+from manyheads.core.products import project
 from manyheads.core.weights import check_fit
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.models.inputs import (
@@ -76,9 +77,9 @@ class Attention(nn.Module):
         self, h: Tensor, e: Tensor | None, edge_index: Tensor, order: EdgeOrder | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; give the nodes' new states, and the edges' in the edge variant."""
-        q, k, v = (layer(h).unflatten(-1, (self.num_heads, -1)) for layer in (self.Q, self.K, self.V))
+        q, k, v = (project(f, h).unflatten(-1, (self.num_heads, -1)) for f in (self.Q, self.K, self.V))
         if self.proj_e is not None:
-            edge = self.proj_e(e).unflatten(-1, (self.num_heads, -1))
+            edge = project(self.proj_e, cast(Tensor, e)).unflatten(-1, (self.num_heads, -1))
             return segment_attention(
                 q, k, v, edge_index, edge=edge, clamp=CLAMP, eps=EPS, return_edge=True, order=order
             )
@@ -159,9 +160,9 @@ class GraphTransformerLayer(nn.Module):
     def _finish(self, s: str, x: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention, the same for nodes and edges with parameters of their own."""
         y = F.dropout(attended.flatten(1), self.dropout, self.training)
-        x = self._add(f"1{s}", x, self.get_submodule(f"O{s}")(y))
-        y = F.dropout(F.relu(self.get_submodule(f"FFN{s}_layer1")(x)), self.dropout, self.training)
-        return self._add(f"2{s}", x, self.get_submodule(f"FFN{s}_layer2")(y))
+        x = self._add(f"1{s}", x, project(self.get_submodule(f"O{s}"), y))
+        y = F.dropout(F.relu(project(self.get_submodule(f"FFN{s}_layer1"), x)), self.dropout, self.training)
+        return self._add(f"2{s}", x, project(self.get_submodule(f"FFN{s}_layer2"), y))
 
     def _add(self, which: str, x: Tensor, y: Tensor) -> Tensor:
         y = x + y if self.residual else y
@@ -223,10 +224,10 @@ class GraphTransformer(nn.Module):
 
     def embed(self, graphs: Graphs) -> Tensor:
         """Give the nodes' states behind the last layer, `[N, hidden_dim]`."""
-        h = self.embedding_h(graphs.x)
+        h = project(self.embedding_h, graphs.x)
         h = self.in_feat_dropout(h) if self.edges else h
         if self.embedding_lap_pos_enc is not None:
-            h = h + self.embedding_lap_pos_enc(encodings(self.of, graphs, h))
+            h = h + project(self.embedding_lap_pos_enc, encodings(self.of, graphs, h))
         if self.embedding_wl_pos_enc is not None:
             h = h + self.embedding_wl_pos_enc(wanted(graphs.roles, "roles"))
         h = h if self.edges else self.in_feat_dropout(h)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
+from manyheads.core.products import project
 from manyheads.graph.graphs import Graphs
 
 Readout = Literal["node", "pair", "mean", "sum", "max"]
@@ -134,8 +135,8 @@ def embed_edges(layer: nn.Module, of: Inputs, graphs: Graphs, like: Tensor) -> T
         ValueError: The model has edge categories or features, and the batch has none.
     """
     if not of.edges:
-        return cast(Tensor, layer(like.new_ones(graphs.edge_index.shape[1], 1)))
-    return cast(Tensor, layer(wanted(graphs.edge_attr, "edge_attr")))
+        return project(layer, like.new_ones(graphs.edge_index.shape[1], 1))
+    return project(layer, wanted(graphs.edge_attr, "edge_attr"))
 
 
 def wanted(found: Tensor | None, name: str) -> Tensor:
@@ -182,8 +183,8 @@ class MLPReadout(nn.Module):
         """Apply the layers, a ReLU between."""
         *first, last = self.FC_layers
         for layer in first:
-            x = F.relu(layer(x))
-        return cast(Tensor, last(x))
+            x = F.relu(project(layer, x))
+        return project(last, x)
 
 
 def check_sizes(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
+from manyheads.core.products import project
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.models.gated_gcn import GatedGCNLayer
 from manyheads.graph.models.inputs import (
@@ -80,9 +81,9 @@ class MessagePassingNet(nn.Module):
 
     def embed(self, graphs: Graphs) -> Tensor:
         """Give the nodes' states behind the last round, `[N, hidden_dim]`."""
-        h = self.node(graphs.x)
+        h = project(self.node, graphs.x)
         if self.encoding is not None:
-            h = h + self.encoding(encodings(self.of, graphs, h))
+            h = h + project(self.encoding, encodings(self.of, graphs, h))
         e = None if self.edge is None else embed_edges(self.edge, self.of, graphs, h)
         edge_index = graphs.edge_index.long()
         for i, layer in enumerate(self.layers):

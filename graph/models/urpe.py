@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
 from manyheads.core.ops import attention
+from manyheads.core.products import project
 from manyheads.graph.encodings import degree
 from manyheads.graph.graphs import Graphs, pad_pairs, padding
 from manyheads.graph.models.inputs import (
@@ -52,7 +53,7 @@ class UrpeAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, bias: Tensor, factor: Tensor) -> Tensor:
         """Attend to all tokens of the row."""
-        q, k, v = (f(x).unflatten(-1, (self.num_heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (project(f, x).unflatten(-1, (self.num_heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj))
         out = attention(
             q,
             k,
@@ -62,7 +63,7 @@ class UrpeAttention(nn.Module):
             post_scale=factor,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return cast(Tensor, self.out_proj(out.flatten(2)))
+        return project(self.out_proj, out.flatten(2))
 
 
 class UrpeLayer(nn.Module):
@@ -102,9 +103,9 @@ class UrpeLayer(nn.Module):
         first, last = self.self_attn_layer_norm, self.final_layer_norm
         if self.norm_first:
             x = x + self._drop(self.self_attn(first(x), mask, bias, factor))
-            return x + self._drop(self.fc2(F.gelu(self.fc1(last(x)))))
+            return x + self._drop(project(self.fc2, F.gelu(project(self.fc1, last(x)))))
         x = first(x + self._drop(self.self_attn(x, mask, bias, factor)))
-        return cast(Tensor, last(x + self._drop(self.fc2(F.gelu(self.fc1(x))))))
+        return cast(Tensor, last(x + self._drop(project(self.fc2, F.gelu(project(self.fc1, x))))))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
