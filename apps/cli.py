@@ -33,6 +33,7 @@ def _top() -> Parser:
   vision fit ...         train an image classifier from a config (also: validate, test, predict, explain, knn)
   timeseries fit ...     train a forecaster from a config (also: validate, test, predict, backtest, plot)
   speech fit ...         train a separator or a recogniser from a config (also: validate, test, predict)
+  graph fit ...          train on molecules or networks from a config (also: validate, test, predict, explain)
   predict                run a model over files as a resumable batch job
   models                 list the catalogue, or show one model
   data                   list the data sets, or fetch one
@@ -232,8 +233,9 @@ def domain(name: str, args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(options.overview(name))
         return 0 if args else UsageError.exit_code
-    if args[0] in options.TOOLS.get(name, {}):  # the module of that name
-        return int(importlib.import_module(f"manyheads.apps.{args[0]}").main(args[1:]))
+    tools = options.TOOLS.get(name, {})
+    if args[0] in tools:
+        return int(importlib.import_module(f"manyheads.apps.{tools[args[0]][0]}").main(args[1:]))
     action, task, rest = options.check(name, args)
     if rest is None:
         print(options.help_text(name, action, task.name))

@@ -61,16 +61,22 @@ SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
         "subtitles": (str, "F", "none (default), srt, vtt or both: files in `results`"),
     },
 }  # what predictors know by name, `predict --NAME`; each says itself what is wrong with a value
-TOOLS = {
+TOOLS: dict[str, dict[str, tuple[str, str]]] = {
     "vision": {
-        "explain": "draw what a model looks at in photos: attention rollout, Grad-CAM",
-        "knn": "measure a model's features by nearest neighbours, without training",
+        "explain": ("explain", "draw what a model looks at in photos: attention rollout, Grad-CAM"),
+        "knn": ("knn", "measure a model's features by nearest neighbours, without training"),
     },
     "timeseries": {
-        "backtest": "measure a model on rolling windows, by series, beside the published figure",
-        "plot": "draw a model's forecasts of a file, or what its variates attend to",
+        "backtest": (
+            "backtest",
+            "measure a model on rolling windows, by series, beside the published figure",
+        ),
+        "plot": ("plot", "draw a model's forecasts of a file, or what its variates attend to"),
     },
-}  # what a domain has beside the actions; each is the module of its name, which reads its own options
+    "graph": {
+        "explain": ("explain_graph", "what a prediction rests on: attention and attributions, with pictures"),
+    },
+}  # what a domain has beside the actions: each a module of `apps`, which reads its own options
 
 
 def configs(domain: str) -> list[str]:
@@ -104,7 +110,7 @@ def overview(domain: str) -> str:
     tools = TOOLS.get(domain, {})
     if tools:
         lines += ["", f"beside these, each with options of its own (`manyheads {domain} TOOL --help`):"]
-        lines += [f"  {tool:9} {text}" for tool, text in tools.items()]
+        lines += [f"  {tool:9} {text}" for tool, (_, text) in tools.items()]
     lines += ["", "tasks, named by --task or by `task` in the config (the first one by default):"]
     lines += [f"  {task.name:15} {task.summary}" for task in tasks(domain).values()]
     lines += ["", f"shipped configs: {', '.join(configs(domain))}"]
