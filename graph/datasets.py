@@ -45,14 +45,14 @@ DATASETS: tuple[DataSet, ...] = (
                 "c9e6af614c9ac4fedb54ff74d91aedf16dae617c584e3d94b828f87e380daf49",
             ),
         ),
-        split="given (validation and test official, train other molecules of ZINC)",
+        split="given",
         shape=(12000,),
         columns=("smiles", "y", "logp", "neg_sa", "cycle", "num_atoms"),
     ),
     DataSet(
         name="zinc_jtnn",
         domain="graph",
-        summary="SMILES of ZINC: JTNN's validation and test lists, 29,445 molecules, and the index of ZINC 12k",
+        summary="JTNN's lists: SMILES of 29,445 molecules of ZINC, and which of them are ZINC 12k",
         licence=_FREE_ZINC,
         files=(
             File(
@@ -97,7 +97,7 @@ DATASETS: tuple[DataSet, ...] = (
                 "a1ac41a581a5c3865ef5a97ebdc1c4d46cd850cb73c7fbce5faba28fd80e8517",
             ),
         ),
-        split="given (140 / 500 / 1,000 nodes)",
+        split="given",
         shape=(2708, 1433),
         columns=("x", "class"),
     ),
@@ -113,7 +113,7 @@ DATASETS: tuple[DataSet, ...] = (
                 "fa5a39576a95df2420c2aa13436e18662e81b7bfeb432253421507f4d9d695d7",
             ),
         ),
-        split="given (140 / 500 / 1,000 nodes)",
+        split="given",
         shape=(2708, 1433),
     ),
     _collection(
