@@ -20,7 +20,7 @@ from manyheads.core.errors import ManyheadsError
 from manyheads.graph import encodings
 from manyheads.graph.collection import GraphSet
 from manyheads.graph.graphs import Graphs
-from manyheads.graph.sampling import Adjacency, sample
+from manyheads.graph.sampling import Adjacency, Sampled, sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,13 +81,19 @@ class LargeGraph:
         ids = pa.ipc.open_file(pa.memory_map(str(folder / IDS))).read_all()["id"].combine_chunks()
         return cls(Adjacency.load(folder), x, part("edge_attr"), part("encoding"), part("roles"), ids)
 
+    def sampled(self, seeds: Tensor, fanouts: Sequence[int], seed: int = 0) -> Sampled:
+        """Return the numbers of what `around` takes.
+
+        With -1 for all fanouts one hop more is taken: a model may divide by the degree of a node whose
+        message comes in, and so a row's result is that of the whole graph.
+        """
+        hops = [*fanouts, -1] if all(each == -1 for each in fanouts) else fanouts
+        return sample(self.adjacency, seeds, hops, seed)
+
     def around(
         self, seeds: Tensor, fanouts: Sequence[int], seed: int = 0, distances: int = 0
     ) -> tuple[Graphs, Tensor]:
         """Sample a graph around each row of nodes, by itself: what is found for a row depends on it alone.
-
-        With -1 for all fanouts one hop more is taken: a model may divide by the degree of a node whose
-        message comes in, and so a row's result is that of the whole graph.
 
         Args:
             seeds: Numbers of nodes.
@@ -98,8 +104,7 @@ class LargeGraph:
         Shape:
             seeds `[G, S]`; the places of the seeds among the graphs' nodes likewise.
         """
-        hops = [*fanouts, -1] if all(each == -1 for each in fanouts) else fanouts
-        found = sample(self.adjacency, seeds, hops, seed)
+        found = self.sampled(seeds, fanouts, seed)
         nodes, edges = found.nodes.numpy(), found.edge_numbers.numpy()
 
         def taken(part: Array | None, rows: Array) -> Tensor | None:
