@@ -91,8 +91,7 @@ class Criterion(nn.Module):
 
         Shape:
             outputs `[R, outputs]`; target `[R, targets]`, for classes one column of whole numbers; weight
-            `[R]`,
-            what each row counts.
+            `[R]`, what each row counts.
         """
         known = ~target.isnan()
         if self.kind == "classification":
