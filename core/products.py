@@ -22,6 +22,8 @@ from torch.autograd import forward_ad
 _ROW = 256
 # Multiplications below which the call's overhead is more than what it saves.
 _SMALL = 1 << 20
+# Gradients of weights: up to this size the rows are cut by oneDNN itself, and this many rows at once.
+_NARROW, _MANY = 1 << 16, 1 << 13
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,8 +61,24 @@ class _Linear(torch.autograd.Function):
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """`a.t() @ b` of many rows `[M, N]` and `[M, K]`: the longer side last, at which oneDNN is faster."""
-    return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
+    """`a.t() @ b` of many rows `[M, N]` and `[M, K]`."""
+    narrow = a.shape[1] * b.shape[1] <= _NARROW
+    if not narrow or not is_plain_inference(a, b) or a.numel() * b.shape[1] < _SMALL:
+        # the longer side last, at which oneDNN is faster
+        return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
+    return _narrow_outer(a, b)
+
+
+def _narrow_outer(a: Tensor, b: Tensor) -> Tensor:
+    """`_outer` by oneDNN's gradient of a weight, which cuts the rows itself: of narrow ones the calls cost."""
+    run, found = torch.ops.aten.mkldnn_linear_backward_weights, None
+    like = a.new_empty(a.shape[1], b.shape[1])  # no more than a size
+    for start in range(0, a.shape[0], _MANY):
+        rows = (x[start : start + _MANY].contiguous().to_mkldnn() for x in (a, b))
+        part = run(*rows, like, False)[0].to_dense()
+        found = part if found is None else found.add_(part)
+    assert found is not None  # a product has at least one row: `is_plain`
+    return found
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ to the batch's largest graph where pairs of nodes have a bias or a factor, or at
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.errors import UsageError
 from manyheads.core.ops import attention, varlen_attention
+from manyheads.core.products import linear, project
 from manyheads.graph.graphs import Padding, padding
 
 
@@ -62,11 +62,11 @@ class GraphAttention(nn.Module):
             post_scale: Multiplies the weights of each pair after the softmax.
             padded: `padding(starts, N)`, for callers that have it; made here where it is needed.
         """
-        packed = F.linear(h, self.in_proj_weight, self.in_proj_bias)
+        packed = linear(h, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, heads, dim]
         dropout_p = self.dropout if self.training else 0.0
         if bias is None and post_scale is None and not dropout_p:
-            return self.out_proj(varlen_attention(q, k, v, starts).flatten(1))
+            return project(self.out_proj, varlen_attention(q, k, v, starts).flatten(1))
         padded = padding(starts, h.shape[0]) if padded is None else padded
         out = attention(
             *(padded.pad(x) for x in (q, k, v)),
@@ -75,4 +75,4 @@ class GraphAttention(nn.Module):
             post_scale=post_scale,
             dropout_p=dropout_p,
         )
-        return self.out_proj(padded.pack(out).flatten(1))
+        return project(self.out_proj, padded.pack(out).flatten(1))

@@ -53,7 +53,9 @@ class UrpeAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, bias: Tensor, factor: Tensor) -> Tensor:
         """Attend to all tokens of the row."""
-        q, k, v = (project(f, x).unflatten(-1, (self.num_heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(f, x).unflatten(-1, (self.num_heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
         out = attention(
             q,
             k,
@@ -158,9 +160,9 @@ class Urpe(nn.Module):
 
     def embed(self, graphs: Graphs) -> Tensor:
         """Give the nodes' states behind the last layer, `[N, hidden_dim]`."""
-        h = self.node(graphs.x) + self.degree(degree(graphs.edge_index, graphs.nodes, DEGREES))
+        h = project(self.node, graphs.x) + self.degree(degree(graphs.edge_index, graphs.nodes, DEGREES))
         if self.encoding is not None:
-            h = h + self.encoding(encodings(self.of, graphs, h))
+            h = h + project(self.encoding, encodings(self.of, graphs, h))
         padded = padding(graphs.starts, graphs.nodes)
         distance = self._distances(graphs, padded.valid.shape[1])  # [B, n, n]
         bias = self.bias[distance].permute(0, 3, 1, 2)  # [B, heads, n, n]
@@ -185,7 +187,7 @@ class Urpe(nn.Module):
     def _bonds(self, graphs: Graphs, slots: Tensor, distance: Tensor) -> Tensor:
         """What edges add to scores, destination's query with source's key, `[B, n, n, heads]`."""
         assert self.edge_bias is not None
-        edge = self.edge_bias(wanted(graphs.edge_attr, "edge_attr"))  # [E, heads]
+        edge = project(self.edge_bias, wanted(graphs.edge_attr, "edge_attr"))  # [E, heads]
         most = distance.shape[1]
         source, target = slots[graphs.edge_index.long()]
         flat = edge.new_zeros(distance.numel(), self.n_heads)

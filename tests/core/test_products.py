@@ -19,10 +19,11 @@ pytestmark = pytest.mark.skipif(
 def calls(monkeypatch):
     """Let oneDNN run on any CPU, and count how often it does."""
     found = []
-    cut = products._cut
+    cut, narrow = products._cut, products._narrow_outer
     monkeypatch.setattr(products, "wide_vectors_unused", lambda: True)
     monkeypatch.setattr(products, "_SMALL", 1)
     monkeypatch.setattr(products, "_cut", lambda *given: found.append(1) or cut(*given))
+    monkeypatch.setattr(products, "_narrow_outer", lambda *given: found.append(1) or narrow(*given))
     return found
 
 
@@ -59,7 +60,9 @@ def test_any_number_of_axes(calls, shape):
     torch.testing.assert_close(products.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 63, 100), (197, 100, 63), (1000, 256, 257)])
+@pytest.mark.parametrize(
+    ("rows", "inner", "outer"), [(1, 63, 100), (197, 100, 63), (1000, 256, 257), (20000, 64, 17)]
+)
 def test_gradients_keep_the_float64_rule(calls, rows, inner, outer):
     given = torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
     given = [x.requires_grad_() for x in given]
