@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from manyheads.core.errors import DataError
@@ -48,3 +50,25 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """
     if faults := misfits(model.state_dict(), state):
         raise DataError(f"the weights do not fit this {name}: {faults}")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a published file of weights: safetensors, or pickled tensors and nothing else.
+
+    Raises:
+        DataError: It cannot be read, or holds something else than tensors by name.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not there")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} does not hold tensors alone ({why})") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(f"{path} is no state dict of tensors")
+    return state

@@ -105,9 +105,14 @@ class Negatives(nn.Module):
 
 
 def sampled_softmax(
-    states: Tensor, targets: Tensor, items: Items, drawn: Tensor, log_chance: Tensor | None = None
+    states: Tensor,
+    targets: Tensor,
+    items: Items,
+    drawn: Tensor,
+    log_chance: Tensor | None = None,
+    leave_out: bool = True,
 ) -> Tensor:
-    """Return the loss of a softmax over the target and drawn items; a drawn target is left out.
+    """Return the loss of a softmax over the target and drawn items.
 
     Args:
         states: What foretells.
@@ -117,6 +122,7 @@ def sampled_softmax(
         log_chance: The logarithm of each item's chance to be drawn. With it a drawn item counts by one over
             how often it is to be expected, and the sum of the drawn is, in the mean, that of the whole
             catalogue; None counts each as one, and items that are drawn often are held too low.
+        leave_out: A drawn target does not count; else it does, as in the published Recformer.
 
     Shape:
         states `[M, H]`; targets `[M]`; drawn `[K]` or `[M, K]`; log_chance `[N]`.
@@ -128,7 +134,8 @@ def sampled_softmax(
     own, others = _scores(states, targets, items, drawn)
     if log_chance is not None:
         others = others - (log_chance[drawn] + math.log(drawn.shape[-1]))
-    others = others.masked_fill(drawn == targets[:, None], -torch.inf)
+    if leave_out:
+        others = others.masked_fill(drawn == targets[:, None], -torch.inf)
     scores = torch.cat([own[:, None], others], 1)
     return _mean(torch.logsumexp(scores, 1) - own)
 
