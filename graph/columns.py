@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manyheads.core.errors import DataError
+from manyheads.core.tables import check_columns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def values(columns: Sequence[Column], table: pd.DataFrame, what: str) -> Tensor:
     parts = []
     for column in columns:
         if column.categories is None:
-            parts.append(_numbers(column, table, what))
+            parts.append(_standardised(column, table, what))
         else:
             hot = torch.nn.functional.one_hot(_categories(column, table, what), column.width)
             parts.append(hot.float())
@@ -96,94 +99,129 @@ def values(columns: Sequence[Column], table: pd.DataFrame, what: str) -> Tensor:
 
 
 def fit(
-    table: pd.DataFrame, names: Iterable[str], what: str, train: np.ndarray[Any, Any] | None = None
+    table: pd.DataFrame,
+    names: Iterable[str],
+    what: str,
+    train: np.ndarray[Any, Any] | None = None,
+    categories: Collection[str] = (),
 ) -> tuple[Column, ...]:
-    """Learn columns from a table: text and truth values are categories, numbers are standardised.
+    """Learn columns from a table: numbers are standardised, text and truth values are categories.
 
     Args:
         table: The rows.
         names: Its columns to learn; columns of lists are many numeric ones.
         what: Names the table in errors.
-        train: The rows of the training part; all if None. Other rows' categories are none.
+        train: The rows of the training part; all if None. Categories of other rows alone are none.
+        categories: Columns whose numbers are categories.
 
     Raises:
-        DataError: A column is not there, is empty, or holds neither text nor numbers.
+        DataError: A column is not there, or is empty.
     """
     part = table if train is None else table.iloc[train]
-    return tuple(_fit(part, name, what) for name in names)
+    return tuple(_fit(part, name, what, name in categories) for name in names)
 
 
-def _fit(table: pd.DataFrame, name: str, what: str) -> Column:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+def _fit(table: pd.DataFrame, name: str, what: str, category: bool) -> Column:
+    from pandas.api.types import is_bool_dtype
 
     series = _there(table, name, what)
-    if series.dropna().empty:
+    known = series.dropna()
+    if known.empty:
         raise DataError(f"{what}: column {name!r} is empty in the training part")
-    if isinstance(series.dropna().iloc[0], (list, tuple, np.ndarray)):
-        size = len(series.dropna().iloc[0])
-    elif is_numeric_dtype(series) and not is_bool_dtype(series):
-        size = 1
-    else:
-        return Column(name, tuple(sorted(_text(series.dropna()).unique())))
-    numbers = _raw(Column(name, size=size), table, what)
-    mean, std = np.nanmean(numbers, 0), np.nanstd(numbers, 0)
+    first = known.iloc[0]
+    column = Column(name, size=len(first) if isinstance(first, (list, tuple, np.ndarray)) else 1)
+    try:
+        if category or is_bool_dtype(series):
+            raise ValueError
+        found = _raw(column, table, what) if column.size > 1 else _parsed(series)[:, None]
+    except ValueError:
+        return Column(name, tuple(sorted(text_of(table, name, what).dropna().unique())))
+    mean, std = np.nanmean(found, 0), np.nanstd(found, 0)
     std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)  # a constant column stays as it is
-    return Column(name, None, tuple(mean.tolist()), tuple(std.tolist()), size)
+    return Column(name, None, tuple(mean.tolist()), tuple(std.tolist()), column.size)
 
 
 def _there(table: pd.DataFrame, name: str, what: str) -> pd.Series[Any]:
-    if name not in table.columns:
-        raise DataError(f"{what}: no column {name!r} (there are {', '.join(map(str, table.columns[:20]))})")
+    check_columns(what, [str(each) for each in table.columns], [name])
     return table[name]
 
 
-def _text(series: pd.Series[Any]) -> pd.Series[str]:
-    """Values as text; whole numbers stored as 1.0 because of gaps are "1"."""
-    from pandas.api.types import is_float_dtype
+def text_of(table: pd.DataFrame, name: str, what: str) -> pd.Series[str]:
+    """Return a column as text without blanks around it, gaps as such; 1.0 is "1", truth is "true".
 
+    Raises:
+        DataError: The column is not there.
+    """
+    from pandas.api.types import is_bool_dtype, is_float_dtype
+
+    series = _there(table, name, what)
     if is_float_dtype(series) and bool((series.dropna() % 1 == 0).all()):
         series = series.astype("Int64")
-    return series.astype("string").str.strip()
+    truth = is_bool_dtype(series)
+    text = series.astype("string").str.strip()
+    return text.str.lower() if truth else text.mask(text == "")
+
+
+def numbers(table: pd.DataFrame, name: str, what: str, size: int = 1) -> Numbers:
+    """Return a column, or several that belong together, as numbers `[rows, size]`, NaN where there is none.
+
+    Raises:
+        DataError: The column is not there, or not of finite numbers.
+    """
+    found = _raw(Column(name, size=size), table, what)
+    if np.isinf(found).any():
+        raise DataError(f"{what}: column {name!r} has an infinite number")
+    return found
 
 
 def _categories(column: Column, table: pd.DataFrame, what: str) -> Tensor:
     import pandas as pd
 
     assert column.categories is not None
-    text = _text(_there(table, column.name, what))
-    numbers = pd.Index(column.categories).get_indexer(pd.Index(text))
-    numbers = np.where(numbers < 0, len(column.categories), numbers)
-    return torch.from_numpy(numbers.astype(np.int64))
+    text = text_of(table, column.name, what)
+    found = pd.Index(column.categories).get_indexer(pd.Index(text))
+    found = np.where(found < 0, len(column.categories), found)
+    return torch.from_numpy(found.astype(np.int64))
 
 
-def _raw(column: Column, table: pd.DataFrame, what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The numbers of a column `[rows, size]`, NaN where there is none."""
-    import pandas as pd
-
-    if column.size > 1 and column.name not in table.columns:
-        names = [f"{column.name}_{i}" for i in range(column.size)]
-        _there(table, next((name for name in names if name not in table.columns), names[0]), what)
-        block = table[names]
-    elif column.size > 1:
-        lists = _there(table, column.name, what)
-        if (lengths := lists.str.len().dropna()).ne(column.size).any():
+def _raw(column: Column, table: pd.DataFrame, what: str) -> Numbers:
+    if column.size > 1 and column.name in table.columns:
+        lists = table[column.name]
+        if (lengths := lists.dropna().map(len)).ne(column.size).any():
             wrong = int(lengths[lengths != column.size].iloc[0])
             raise DataError(f"{what}: column {column.name!r} has {wrong} numbers in a row, not {column.size}")
-        empty = np.full(column.size, math.nan)
-        return np.stack([row if row is not None else empty for row in lists]).astype(np.float64)
-    else:
-        block = _there(table, column.name, what).to_frame()
+        gap = np.full(column.size, math.nan)
+        rows = [gap if missing else row for row, missing in zip(lists, lists.isna(), strict=True)]
+        return np.stack(rows).astype(np.float64) if rows else np.empty((0, column.size))
+    names = [column.name] if column.size == 1 else [f"{column.name}_{i}" for i in range(column.size)]
+    found = np.empty((len(table), column.size))
+    for i, name in enumerate(names):
+        try:
+            found[:, i] = _parsed(_there(table, name, what))
+        except ValueError as error:
+            raise DataError(f"{what}: column {name!r} must be of numbers: {error}") from None
+    return found
+
+
+def _parsed(series: pd.Series[Any]) -> Numbers:
+    """Numbers `[rows]`, NaN in gaps; raises ValueError where a cell is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = pa.array(series, from_pandas=True)
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        array = pc.utf8_trim_whitespace(array)
+        array = pc.if_else(pc.equal(array, ""), None, array)
     try:
-        return block.apply(pd.to_numeric).to_numpy(np.float64, na_value=math.nan)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{what}: column {column.name!r} must be of numbers: {error}") from None
+        return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
 
 
-def _numbers(column: Column, table: pd.DataFrame, what: str) -> Tensor:
-    """Standardised numbers `[rows, size]`; a gap is the mean."""
-    found = _raw(column, table, what)
-    if np.isinf(found).any():
-        raise DataError(f"{what}: column {column.name!r} has an infinite number")
+def _standardised(column: Column, table: pd.DataFrame, what: str) -> Tensor:
+    """Features `[rows, size]`; a gap is the mean."""
+    found = numbers(table, column.name, what, column.size)
     if column.mean is not None and column.std is not None:
         found = (found - np.asarray(column.mean)) / np.asarray(column.std)
     return torch.from_numpy(np.nan_to_num(found).astype(np.float32))

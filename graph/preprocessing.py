@@ -84,6 +84,24 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What columns of tables are called.
+
+    Args:
+        smiles: A molecule, in a table of SMILES.
+        id: A row of a table of SMILES; a node, in a table of nodes.
+        graph: A node's graph, and an edge's, in tables of many graphs; a graph, in a table of graphs.
+        source, target: The two nodes of an edge.
+    """
+
+    smiles: str = "smiles"
+    id: str = "id"
+    graph: str = "graph_id"
+    source: str = "source"
+    target: str = "target"
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """From SMILES or tables to what a model takes.
 
@@ -93,6 +111,7 @@ class Preprocessing:
         node_columns: Of tables: the nodes' columns. Without any, all nodes are of one category.
         edge_columns: Of tables: the edges' columns. Without any, edges have neither categories nor features.
         directed: Of tables: an edge is there in the direction given, and not in both.
+        names: What columns are called.
         row_normalise: Divide each node's features by their sum.
         encoding: Encodings of the nodes.
         roles: Weisfeiler-Lehman roles a model embeds; larger ones are the last; 0 for none.
@@ -111,6 +130,7 @@ class Preprocessing:
     node_columns: tuple[Column, ...] = ()
     edge_columns: tuple[Column, ...] = ()
     directed: bool = False
+    names: Names = Names()
     row_normalise: bool = False
     encoding: Encoding = Encoding()
     roles: int = 0
@@ -128,7 +148,7 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: `config.json`'s `preprocessing`."""
-        found: dict[str, Any] = {"input": self.input}
+        found: dict[str, Any] = {"input": self.input, "names": dict(vars(self.names))}
         if self.input == "smiles":
             found["features"] = self.features
         else:
@@ -157,6 +177,7 @@ class Preprocessing:
             parts = dict(found)
             for name in ("node_columns", "edge_columns"):
                 parts[name] = tuple(Column.from_json(each) for each in parts.get(name, ()))
+            parts["names"] = Names(**parts.get("names", {}))
             parts["encoding"] = Encoding(**parts["encoding"])
             target = {k: tuple(v) if isinstance(v, list) else v for k, v in parts["target"].items()}
             parts["target"] = Target(**target)

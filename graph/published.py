@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +18,10 @@ from manyheads.graph.columns import Column
 from manyheads.graph.conversion import Errors, convert
 from manyheads.graph.molecules import Features
 from manyheads.graph.preprocessing import Preprocessing, Target, TargetKind
-from manyheads.graph.splits import PARTS, Parts, Split, fold_parts, given
+from manyheads.graph.splits import PARTS, Split, fold_parts, given
+from manyheads.graph.targets import Loaded, standardised
+
+__all__ = ["NAMES", "Loaded", "load", "standardised"]
 
 _ZINC = ("train_10000_from_valid_pool", "val_1000", "test_1000")
 _TOX21 = (
@@ -28,20 +30,6 @@ _TOX21 = (
 )  # fmt: skip
 FOLDS = 10
 STANDARD = Split()
-
-
-class Loaded(NamedTuple):
-    """A data set.
-
-    Attributes:
-        graphs: The graphs, not encoded, with their targets in the data's units.
-        parts: "train", "val" and "test": numbers of graphs, or of the nodes of the one graph.
-        preprocessing: What the graphs are, and what is predicted; without encodings.
-    """
-
-    graphs: GraphSet
-    parts: Parts
-    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -101,25 +89,6 @@ def load(
     if dataset in _COLLECTIONS:
         return _collection(path, split)
     return _molecules(path, _MOLECULES[dataset], split, features or "ogb", errors, cache)
-
-
-def standardised(names: Sequence[str], y: Tensor) -> Target:
-    """Return a regression's target with mean and deviation of the training part's known values.
-
-    Shape:
-        y `[rows, targets]`, of the training part.
-
-    Raises:
-        DataError: A target is nowhere known.
-    """
-    mean, std = [], []
-    for name, column in zip(names, y.double().T, strict=True):
-        known = column[~column.isnan()]
-        if not len(known):
-            raise DataError(f"target {name!r} has no number in the training part")
-        mean.append(float(known.mean()))
-        std.append(float(known.std(unbiased=False)) or 1.0)  # targets all alike stay as they are
-    return Target("regression", tuple(names), None, tuple(mean), tuple(std))
 
 
 def _zinc(folder: Path, split: Split, features: Features, errors: Errors, cache: Path) -> Loaded:

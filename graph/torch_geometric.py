@@ -11,8 +11,6 @@ from torch import Tensor
 
 from manyheads.core.errors import DataError
 from manyheads.graph.collection import GraphSet, Level
-from manyheads.graph.columns import Column
-from manyheads.graph.preprocessing import Preprocessing, Target, TargetKind
 from manyheads.graph.splits import Parts, given
 
 if TYPE_CHECKING:
@@ -107,50 +105,6 @@ def parts(data: Data, column: int = 0) -> Parts:
             raise DataError(f"torch-geometric: the graph has no {name}_mask")
         found[name] = mask if mask.dim() == 1 else mask[:, column]
     return given(**found)
-
-
-def describe(graphs: GraphSet, kind: TargetKind, names: Sequence[str] = ()) -> Preprocessing:
-    """Return the preprocessing of a set whose tensors are as models take them.
-
-    Tables for it have the columns `x` (several features: `x_0`, `x_1`, ..., or one column of lists) and
-    `edge_attr` in the same way; a category is written as its number.
-
-    Args:
-        graphs: The set, with targets.
-        kind: What its targets are; classes are numbered from 0.
-        names: The targets' names; numbered if there are none.
-
-    Raises:
-        DataError: The set has no targets, or classes that are no numbers from 0.
-    """
-    if graphs.y is None:
-        raise DataError("graphs: there is nothing to predict, they have no y")
-    width = graphs.y.shape[1]
-    names = tuple(names) or (("y",) if width == 1 else tuple(f"y_{i}" for i in range(width)))
-    classes = None
-    if kind == "classification":
-        known = graphs.y[~graphs.y.isnan()]
-        if width != 1 or not len(known) or bool(((known < 0) | (known != known.round())).any()):
-            raise DataError("graphs: classes must be one column of whole numbers from 0")
-        classes = tuple(str(i) for i in range(max(2, int(known.max()) + 1)))
-    return Preprocessing(
-        "tables",
-        node_columns=_columns("x", graphs.x),
-        edge_columns=() if graphs.edge_attr is None else _columns("edge_attr", graphs.edge_attr),
-        directed=True,
-        level=graphs.level,
-        target=Target(kind, names, classes),
-    )
-
-
-def _columns(name: str, values: Tensor) -> tuple[Column, ...]:
-    if values.is_floating_point():
-        return (Column(name, size=values.shape[1]),)
-    flat = values.reshape(values.shape[0], -1)
-    most = flat.amax(0).tolist() if len(flat) else [0] * flat.shape[1]
-    names = [name] if len(most) == 1 else [f"{name}_{i}" for i in range(len(most))]
-    kinds = [tuple(str(i) for i in range(each + 1)) for each in most]
-    return tuple(Column(name, kind) for name, kind in zip(names, kinds, strict=True))
 
 
 def _tell(unused: set[str]) -> None:
