@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +63,12 @@ class Sequences:
     def owners(self) -> Numbers:
         """Return the number of the user of each event."""
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
+
+    def numbered_by(self, item_ids: Vocabulary) -> Sequences:
+        """Return the same histories with the items' numbers of a vocabulary, behind which new ones come."""
+        grown = item_ids.copy()
+        numbers = grown.add(self.item_ids.ids).astype(np.int32)
+        return replace(self, items=numbers[self.items], item_ids=grown)
 
 
 class Cells(NamedTuple):

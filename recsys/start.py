@@ -1,0 +1,51 @@
+"""A training that begins with a trained model's weights, over a catalogue that may have grown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from manyheads.core import hub
+from manyheads.core.errors import UsageError
+from manyheads.core.weights import misfits
+from manyheads.recsys.models.encoder import FIRST
+
+TABLE, BIAS = "encoder.item_embedding.weight", "output_bias"
+
+
+def load_weights(model: nn.Module, name: str, folder: str, num_items: int) -> int:
+    """Load a model folder's weights; items that it has not got keep what the model was built with.
+
+    Returns:
+        How many items are new.
+
+    Raises:
+        UsageError: They are another model's.
+        ManyheadsError: There is no such folder.
+    """
+    found, config = hub.load_model(hub.find_folder(Path(folder)))
+    if config.name != name:
+        raise UsageError(f"start: {folder} is of {config.name}, not of {name}")
+    old = int(str(config.arguments["num_items"]))
+    if old > num_items:
+        raise UsageError(f"start: {folder} has {old} items, and the model has {num_items}")
+    fresh, state = model.state_dict(), dict(found.state_dict())
+    for key in (TABLE, BIAS):
+        if key in state:
+            state[key] = _grown(state[key], fresh[key], FIRST + old)
+    if faults := misfits(fresh, state):
+        raise UsageError(f"start: the weights of {folder} do not fit: {faults}")
+    model.load_state_dict(state)
+    return num_items - old
+
+
+@torch.no_grad()
+def _grown(stored: Tensor, fresh: Tensor, known: int) -> Tensor:
+    """Return a table with the stored rows: pad and items at its begin, what stands behind them at its end."""
+    found = fresh.clone()
+    found[:known] = stored[:known]
+    if behind := len(stored) - known:
+        found[-behind:] = stored[known:]
+    return found
