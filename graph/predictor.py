@@ -14,8 +14,9 @@ from manyheads.core.errors import DataError, UsageError, did_you_mean
 from manyheads.core.predictor import Record, Row
 from manyheads.graph.answers import Answers, OutputKind
 from manyheads.graph.graphs import Graphs
+from manyheads.graph.node_records import Nodes
 from manyheads.graph.preprocessing import Preprocessing
-from manyheads.graph.records import Batch, Molecules, Nodes, Records, WholeGraphs
+from manyheads.graph.records import Batch, Molecules, Records, WholeGraphs
 from manyheads.graph.sources import Columns
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Options:
 
     Args:
         output_kind: Of classes: "label" or "probabilities", which adds a column for each class.
-        smiles_column, id_column: Columns of a table of SMILES.
+        smiles_column, id_column: Columns of a table of SMILES; the model folder's own where it says others.
         neighbours: Of a model that was trained on samples of a graph's edges: "sampled", or "all": it sees
             graphs whole, which takes the memory of the whole at once.
     """
@@ -59,7 +60,8 @@ class Predictor:
         self, model: nn.Module, preprocessing: Preprocessing, options: Options | None = None
     ) -> None:
         self.model, self.preprocessing = model.eval(), preprocessing
-        self.options = Options() if options is None else options
+        names = preprocessing.names
+        self.options = options or Options(smiles_column=names.smiles, id_column=names.id)
         self.answers = Answers(preprocessing.target, self.options.output_kind)
         self.records = _records(preprocessing, self.options)
         self._seen: tuple[Graphs, Tensor] | None = None
@@ -205,7 +207,8 @@ def _records(preprocessing: Preprocessing, options: Options) -> Records:
         close = did_you_mean(options.neighbours, NEIGHBOURS)
         raise UsageError(f"--neighbours {options.neighbours}: it takes {', '.join(NEIGHBOURS)}{close}")
     if of.input == "smiles" and of.level == "graph":
-        return Molecules(of, Columns(options.smiles_column, options.id_column))
+        needed = options.id_column != of.names.id
+        return Molecules(of, Columns(options.smiles_column, options.id_column, needed))
     if of.input == "tables" and of.level == "graph":
         return WholeGraphs(of)
     if of.input == "tables" and of.level == "node":

@@ -1,4 +1,4 @@
-"""The inputs of prediction: molecules, graphs of tables, nodes of graphs seen whole or sampled.
+"""Molecules and graphs of tables as records of prediction; nodes are in `node_records`.
 
 Each cuts a source into shards, reads a shard's records, prepares each, and makes batches of them: `Records`
 says how. What is computed of a record depends on that record alone.
@@ -7,20 +7,20 @@ says how. What is computed of a record depends on that record alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from manyheads.core import datasets, tables
+from manyheads.core import tables
 from manyheads.core.errors import BadRecord, DataError
 from manyheads.core.predictor import Source
-from manyheads.graph import stored
+from manyheads.graph import columns
 from manyheads.graph.collection import GraphSet
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.molecules import Molecule, smiles_to_graph
@@ -34,10 +34,9 @@ from manyheads.graph.sources import (
     graph_folders,
     read_smiles,
 )
-from manyheads.graph.stored import LargeGraph
 
 MOST_NODES = 1 << 15  # that the model sees at once, if not one graph has more
-SEED = 0  # of the neighbours that are sampled: always the same
+WHOLE = 1 << 40  # rows: no table has more
 
 
 class Piece(NamedTuple):
@@ -109,178 +108,112 @@ class Molecules:
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """A graph whose tables have not been read."""
+    """A graph of tables that have been read, or a folder of one whose tables have not."""
 
-    folder: Folder
+    id: str
+    source: GraphSet | Folder
+    number: int = 0
 
-    @property
-    def id(self) -> str:
-        """Its name within the source; where the source is this graph alone, its folder's."""
-        return self.folder.id or Path(self.folder.nodes).resolve().parent.name
+
+GraphRun: TypeAlias = "tuple[tuple[tuple[Folder, bool], int, int], ...]"  # tables of many?, first, stop
+GraphSample: TypeAlias = "tuple[GraphSet, int]"  # a set and the number of one of its graphs
 
 
 class WholeGraphs:
-    """Graphs of tables, a row each."""
+    """Graphs of tables, a row each.
+
+    Tables of one graph alone that cannot be used are a bad record; those of many are an error.
+    """
 
     batch_size, shard_size = 128, 1024
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
 
-    def shards(self, source: Source, size: int) -> list[tuple[Folder, ...]]:
-        """Cut a source's folders into runs."""
-        found = graph_folders(source)
-        return [tuple(found[i : i + size]) for i in range(0, len(found), size)]
+    def shards(self, source: Source, size: int) -> list[GraphRun]:
+        """Cut a source's graphs into runs of at most `size`; of tables of many the names are read."""
+        counts = ((folder, _count(folder, self.preprocessing)) for folder in graph_folders(source))
+        sized = (((folder, count is not None), 1 if count is None else count) for folder, count in counts)
+        return list(runs(sized, size))
 
-    def count(self, shard: Sequence[Folder]) -> int:
+    def count(self, shard: GraphRun) -> int:
         """Return the graphs of a run."""
-        return len(shard)
+        return sum(stop - first for _, first, stop in shard)
 
-    def read(self, shard: Sequence[Folder]) -> Iterator[GraphRecord]:
-        """Name the graphs; `prepare` opens them."""
-        return map(GraphRecord, shard)
+    def read(self, shard: GraphRun) -> Iterator[GraphRecord]:
+        """Stream graphs; tables of one graph are opened by `prepare`."""
+        for (folder, many), first, stop in shard:
+            if not many:
+                name = folder.id or Path(folder.nodes).resolve().parent.name
+                yield GraphRecord(name, folder)
+                continue
+            graphs = _tables(folder, stamp(folder), self.preprocessing)
+            for number in range(first, stop):
+                yield GraphRecord(below(folder, graphs.ids[number]), graphs, number)
 
-    def prepare(self, record: GraphRecord) -> GraphSet:
-        """Read a graph's tables."""
+    def prepare(self, record: GraphRecord) -> GraphSample:
+        """Read a graph's tables, if they have not been read."""
+        if isinstance(record.source, GraphSet):
+            return record.source, record.number
         try:
-            return _read(record.folder, self.preprocessing)
+            return read_graphs(record.source, self.preprocessing), 0
         except BadRecord:
             raise
         except DataError as error:
             raise BadRecord(str(error)) from None
 
-    def collate(self, samples: Sequence[GraphSet]) -> Batch:
+    def collate(self, samples: Sequence[GraphSample]) -> Batch:
         """Encode graphs and put them together."""
-        sizes = [each.x.shape[0] for each in samples]
-        return [_piece(GraphSet.join(samples[i:j]), self.preprocessing) for i, j in cuts(sizes, MOST_NODES)]
-
-
-@dataclass(frozen=True)
-class NodeRange:
-    """Nodes of one graph, by their numbers; of a graph that is sampled also where its arrays are."""
-
-    folder: Folder
-    first: int
-    stop: int
-    arrays: Path | None = None
-
-
-class Node(NamedTuple):
-    """A node of a graph that is in memory, or mapped into it."""
-
-    id: str
-    number: int
-    graph: Graphs | LargeGraph
-
-
-class Nodes:
-    """Nodes of graphs of tables, a row each: of graphs seen whole, or by what is sampled around each node.
-
-    Args:
-        preprocessing: Of the model folder.
-        fanouts: Edges of a node that are taken in each hop; None: the model sees graphs whole.
-    """
-
-    batch_size, shard_size = 256, 8192
-
-    def __init__(self, preprocessing: Preprocessing, fanouts: Sequence[int] | None) -> None:
-        self.preprocessing, self.fanouts = preprocessing, fanouts
-
-    def shards(self, source: Source, size: int) -> list[tuple[NodeRange, ...]]:
-        """Cut the nodes of a source's graphs into runs of at most `size`; sampled graphs are read here."""
-        found: list[tuple[NodeRange, ...]] = []
-        held: list[NodeRange] = []
-        room = size
-        for folder in graph_folders(source):
-            arrays = None if self.fanouts is None else self._stored(folder)
-            total = sum(rows.count for rows in tables.cut(Path(folder.nodes), 1 << 40))
-            first = 0
-            while first < total:
-                stop = min(first + room, total)
-                held.append(NodeRange(folder, first, stop, arrays))
-                room -= stop - first
-                first = stop
-                if not room:
-                    found.append(tuple(held))
-                    held, room = [], size
-        return [*found, tuple(held)] if held else found
-
-    def _stored(self, folder: Folder) -> Path:
-        """Read and encode a graph, if that has not been done before."""
-        of = replace(self.preprocessing, distances=0)  # of all pairs of nodes: not of a large graph
-        about = {key: of.to_json()[key] for key in sorted(of.to_json()) if key not in ("target", "fanouts")}
-
-        def read() -> GraphSet:
-            return of.encode(_read(folder, of), _cache("encodings"))
-
-        return stored.stored(_cache("graphs"), [folder.nodes, folder.edges], about, read)
-
-    def count(self, shard: Sequence[NodeRange]) -> int:
-        """Return the nodes of a run."""
-        return sum(part.stop - part.first for part in shard)
-
-    def read(self, shard: Sequence[NodeRange]) -> Iterator[Node]:
-        """Stream nodes."""
-        for part in shard:
-            prefix = f"{part.folder.id}/" if part.folder.id else ""
-            if part.arrays is not None:
-                large = stored.load(part.arrays)
-                graph, names = large, large.ids[part.first : part.stop].to_pylist()
-            else:
-                graph, names = _whole(part.folder, _stamp(part.folder), self.preprocessing)
-                names = names[part.first : part.stop]
-            for number, name in enumerate(names, part.first):
-                yield Node(f"{prefix}{name}", number, graph)
-
-    def prepare(self, record: Node) -> Node:
-        """Give the node: its graph was read as a whole."""
-        return record
-
-    def collate(self, samples: Sequence[Node]) -> Batch:
-        """Sample around the nodes, or put those of one graph together."""
+        sizes = [int(graphs.nodes[i + 1] - graphs.nodes[i]) for graphs, i in samples]
         found = []
-        for _, own in groupby(samples, key=lambda node: id(node.graph)):
-            nodes = list(own)
-            graph, numbers = nodes[0].graph, torch.tensor([node.number for node in nodes])
-            if isinstance(graph, Graphs):
-                found.append(Piece(graph, numbers))
-            else:
-                found += self._sampled(graph, numbers)
+        for first, last in cuts(sizes, MOST_NODES):
+            sets = groupby(samples[first:last], key=lambda sample: id(sample[0]))
+            own = [list(each) for _, each in sets]
+            parts = [each[0][0].select([number for _, number in each]) for each in own]
+            found.append(_piece(GraphSet.join(parts), self.preprocessing))
         return found
 
-    def _sampled(self, graph: LargeGraph, numbers: Tensor) -> Batch:
-        assert self.fanouts is not None
-        graphs, places = graph.around(numbers[:, None], self.fanouts, SEED, self.preprocessing.distances)
-        half = len(numbers) // 2
-        if half and graphs.nodes > MOST_NODES:
-            return self._sampled(graph, numbers[:half]) + self._sampled(graph, numbers[half:])
-        return [Piece(graphs, places.flatten())]
+
+def read_graphs(folder: Folder, preprocessing: Preprocessing) -> GraphSet:
+    """Read a folder's tables, as the model folder says; targets and splits that they may have are not read.
+
+    Raises:
+        DataError: They cannot be used; says where.
+    """
+    from manyheads.graph.edges import connect
+    from manyheads.graph.tables import read_table
+
+    of, nodes, edges = preprocessing, read_table(Path(folder.nodes)), read_table(Path(folder.edges))
+    found = connect(nodes, edges, of.names, (folder.nodes, folder.edges))
+    x = columns.values(of.node_columns, found.nodes, folder.nodes)
+    attr = columns.values(of.edge_columns, found.edges, folder.edges) if of.edge_columns else None
+    return found.graphs(x, attr, of.directed)
 
 
-def _read(folder: Folder, preprocessing: Preprocessing) -> GraphSet:
-    from manyheads.graph.tables import read_graph
+def _count(folder: Folder, preprocessing: Preprocessing) -> int | None:
+    """How many graphs tables hold; None where they are of one alone, without a column of graphs."""
+    path, name = Path(folder.nodes), preprocessing.names.graph
+    if name not in tables.column_names(path):
+        return None
+    parts = (table[name] for rows in tables.cut(path, WHOLE) for table in tables.read_rows(rows, [name]))
+    return len({text for part in parts for text in part.unique().to_pylist()})
 
-    return read_graph(folder.nodes, folder.edges, preprocessing)
 
-
-def _stamp(folder: Folder) -> tuple[int, ...]:
+def stamp(folder: Folder) -> tuple[int, ...]:
     """Differs where a table has been written again: what is kept of it no longer holds."""
     stats = [os.stat(path) for path in (folder.nodes, folder.edges)]
     return tuple(part for stat in stats for part in (stat.st_mtime_ns, stat.st_size, stat.st_ino))
 
 
 @lru_cache(maxsize=1)
-def _whole(
-    folder: Folder, stamp: tuple[int, ...], preprocessing: Preprocessing
-) -> tuple[Graphs, Sequence[str]]:
-    """A graph as the model sees it whole, and its nodes' names; one is kept."""
-    graphs = preprocessing.encode(_read(folder, preprocessing), _cache("encodings"))
-    names = graphs.node_ids if graphs.node_ids is not None else [str(i) for i in range(graphs.x.shape[0])]
-    return graphs.batch([0]), names
+def _tables(folder: Folder, stamp: tuple[int, ...], preprocessing: Preprocessing) -> GraphSet:
+    """Graphs of tables of many; one folder's are kept."""
+    return read_graphs(folder, preprocessing)
 
 
-def _cache(name: str) -> Path:
-    return datasets.cache_folder() / name
+def below(folder: Folder, name: str) -> str:
+    """Put a folder's name in front of one of its graphs' or nodes'."""
+    return f"{folder.id}/{name}" if folder.id else name
 
 
 def _piece(graphs: GraphSet, preprocessing: Preprocessing) -> Piece:
@@ -303,3 +236,36 @@ def cuts(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
         total += size
     if sizes:
         yield first, len(sizes)
+
+
+T = TypeVar("T")
+
+
+def runs(things: Iterable[tuple[T, int]], size: int) -> Iterator[tuple[tuple[T, int, int], ...]]:
+    """Cut the parts of things, one after another, into runs of `size` parts.
+
+    Args:
+        things: Each, and how many parts it has.
+        size: Of a run.
+
+    Yields:
+        The things of a run, each with the first of its parts and the one behind the last.
+
+    Example:
+        >>> list(runs([("a", 3), ("b", 2)], 4))
+        [(('a', 0, 3), ('b', 0, 1)), (('b', 1, 2),)]
+    """
+    held: list[tuple[T, int, int]] = []
+    room = size
+    for thing, total in things:
+        first = 0
+        while first < total:
+            stop = min(first + room, total)
+            held.append((thing, first, stop))
+            room -= stop - first
+            first = stop
+            if not room:
+                yield tuple(held)
+                held, room = [], size
+    if held:
+        yield tuple(held)

@@ -33,16 +33,21 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class Columns:
-    """A table's columns of SMILES and of ids; ids are taken from where they are, and a name other than the
-    usual must be there.
+    """Columns of a table of SMILES.
+
+    Args:
+        smiles: The molecules.
+        id: Their ids.
+        needed: A table without ids is refused; else its rows are numbered.
     """
 
     smiles: str = "smiles"
     id: str = "id"
+    needed: bool = False
 
     def wanted(self, names: Sequence[str], source: str) -> list[str]:
         """Return those that are read; raises DataError where one is missing."""
-        wanted = [self.smiles, *([self.id] if self.id in names or self.id != Columns.id else [])]
+        wanted = [self.smiles, *([self.id] if self.needed or self.id in names else [])]
         tables.check_columns(source, names, wanted)
         return wanted
 

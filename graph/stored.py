@@ -51,19 +51,16 @@ class LargeGraph:
 
     @staticmethod
     def save(graphs: GraphSet, folder: Path) -> None:
-        """Write a set of one graph into a folder that is there."""
+        """Write a set into a folder that is there: of many graphs, one with no edges between them."""
         import pyarrow as pa
 
-        nodes = graphs.x.shape[0]
-        Adjacency.of(graphs.edge_index, nodes).save(folder)
+        shift = torch.repeat_interleave(graphs.nodes[:-1], graphs.edges.diff())
+        Adjacency.of(graphs.edge_index + shift, graphs.x.shape[0]).save(folder)
         for name in _PARTS:
             part = getattr(graphs, name)
             if part is not None:
                 np.save(folder / f"{name}.npy", part.numpy())
-        ids = pa.array(
-            graphs.node_ids if graphs.node_ids is not None else map(str, range(nodes)), pa.string()
-        )
-        table = pa.table({"id": ids})
+        table = pa.table({"id": pa.array(names_of(graphs), pa.string())})
         with pa.OSFile(str(folder / IDS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 
@@ -122,6 +119,15 @@ class LargeGraph:
             paths = encodings.shortest_paths(graphs.edge_index, graphs.starts, distances)
             graphs = graphs._replace(distances=paths)
         return graphs, found.seeds
+
+
+def names_of(graphs: GraphSet) -> Sequence[str]:
+    """Return the nodes' names; of many graphs with the graph's in front."""
+    own = graphs.node_ids if graphs.node_ids is not None else [str(i) for i in range(graphs.x.shape[0])]
+    if graphs.whole:
+        return own
+    owner = torch.repeat_interleave(torch.arange(len(graphs)), graphs.sizes).tolist()
+    return [f"{graphs.ids[g]}/{name}" for g, name in zip(owner, own, strict=True)]
 
 
 def stored(cache: Path, tables: Sequence[str], about: object, read: Callable[[], GraphSet]) -> Path:

@@ -20,7 +20,7 @@ from manyheads.graph import records
 from manyheads.graph.answers import Answers
 from manyheads.graph.collection import GraphSet
 from manyheads.graph.molecules import smiles_to_graph
-from manyheads.graph.preprocessing import Encoding, Preprocessing, Target
+from manyheads.graph.preprocessing import Encoding, Names, Preprocessing, Target
 from manyheads.graph.records import cuts
 
 ZINC = Path(os.environ.get("MANYHEADS_DATA", "")) / "graph" / "zinc_jtnn" / "jtnn_test_5000.smi.gz"
@@ -184,6 +184,11 @@ def test_settings_by_model(tmp_path):
     assert (found[each].max(axis=1) == found.probability).all()
     with pytest.raises(UsageError, match="--neighbours is no option of this model"):
         classifier.predict(frame, neighbours="all")
+    named = replace(MOLECULES["gated_gcn"][0], names=Names(smiles="structure", id="key"))
+    own = load(tmp_path / "c", "gated_gcn", named, hidden_dim=16, L=2)
+    assert own.settings["smiles_column"] == "structure"
+    pd.testing.assert_frame_equal(own.predict(frame, "probabilities"), found)
+    assert own.predict(frame[["structure"]]).id.tolist() == ["0", "1"]
     numbers = load(tmp_path / "b", "gine", MOLECULES["gine"][0], hidden_dim=16, L=2)
     assert numbers.settings == {"smiles_column": "smiles", "id_column": "id"}
     with pytest.raises(UsageError, match="--output-kind is no option of this model"):

@@ -11,7 +11,7 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.graph.sources import Columns, Stretch, cut_smiles, graph_folders, read_smiles
 
 SMILES = ["CCO", "c1ccccc1", "", "C(=O)O", "N#N", None, "[Na+].[Cl-]"]
-NO_ID = Columns(id="id")
+NO_ID = Columns()
 
 
 def pairs(stretches, columns=NO_ID):
@@ -65,7 +65,8 @@ def test_what_is_no_table_of_smiles(tmp_path):
     with pytest.raises(DataError, match=r"no column 'smiles'; did you mean 'smile'\? \(it has: smile, y\)"):
         cut_smiles(path, NO_ID, 9)
     with pytest.raises(DataError, match="no column 'key'"):
-        cut_smiles(path, Columns("smile", "key"), 9)
+        cut_smiles(path, Columns("smile", "key", needed=True), 9)
+    assert pairs(cut_smiles(path, Columns("smile", "key"), 9), Columns("smile", "key")) == [("0", "C")]
     with pytest.raises(UsageError, match="no file or folder"):
         cut_smiles(tmp_path / "none.csv", NO_ID, 9)
     with pytest.raises(UsageError, match="graphs come from a CSV or parquet table with a column of SMILES"):
