@@ -179,17 +179,16 @@ def _zinc(molecule: Any) -> Molecule:
 
 
 def _ogb(molecule: Any) -> Molecule:
-    chiral, hybrid = _numbers(_CHIRAL), _numbers(_HYBRID)
-    kinds, stereo = _numbers(_BOND), _numbers(_STEREO)
+    chiral, hybrid, kinds, stereo = _ogb_numbers()
     rows = [
         (
             (atom.GetAtomicNum() - 1) % 119,  # atom 0, any atom, is the last
-            chiral.get(str(atom.GetChiralTag()), len(chiral)),
+            chiral.get(atom.GetChiralTag(), len(chiral)),
             min(atom.GetTotalDegree(), 11),
             atom.GetFormalCharge() + 5 if abs(atom.GetFormalCharge()) <= 5 else 11,
             min(atom.GetTotalNumHs(), 9),
             min(atom.GetNumRadicalElectrons(), 5),
-            hybrid.get(str(atom.GetHybridization()), len(hybrid)),
+            hybrid.get(atom.GetHybridization(), len(hybrid)),
             int(atom.GetIsAromatic()),
             int(atom.IsInRing()),
         )
@@ -198,9 +197,9 @@ def _ogb(molecule: Any) -> Molecule:
 
     def bond_type(bond: Any) -> tuple[int, int, int]:
         return (
-            kinds.get(str(bond.GetBondType()), len(kinds)),
+            kinds.get(bond.GetBondType(), len(kinds)),
             # rdkit knows two more, of hindered rotation: to the published list they are none
-            stereo.get(str(bond.GetStereo()), 0),
+            stereo.get(bond.GetStereo(), 0),
             int(bond.GetIsConjugated()),
         )
 
@@ -218,6 +217,18 @@ def _bonds(
         rows += [row, row]
     edge_index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t().contiguous()
     return edge_index, torch.tensor(rows, dtype=torch.int64).reshape(-1, *width)
+
+
+@lru_cache(maxsize=1)
+def _ogb_numbers() -> list[dict[Any, int]]:
+    """Numbers of rdkit's values: of chirality, hybridisation, bonds and stereo."""
+    chem = rdkit()
+    kinds = (chem.ChiralType, chem.HybridizationType, chem.BondType, chem.BondStereo)
+    listed = (_CHIRAL, _HYBRID, _BOND, _STEREO)
+    return [
+        {kind.names[name]: i for i, name in enumerate(names)}
+        for kind, names in zip(kinds, listed, strict=True)
+    ]
 
 
 @lru_cache
