@@ -101,6 +101,7 @@ class TextTokens:
             raise DataError(f"the vocabulary's first two tokens are not {START} and {PAD}")
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # a title with "<pad>" in it is a title
         self.tokenizer = tokenizer
 
     @classmethod

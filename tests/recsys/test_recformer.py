@@ -206,7 +206,7 @@ def test_files_that_are_not_a_models(tmp_path, capsys):
     torch.save({key: whole[key] for key in list(whole)[:1]}, path)
     with pytest.raises(DataError, match="these are no weights of a Recformer"):
         read_recformer(path)
-    path.write_bytes(pickle.dumps(Evil()))
+    path.write_bytes(pickle.dumps(Evil(), 2))
     with pytest.raises(DataError, match="does not hold tensors alone"):
         read_recformer(path)
     assert capsys.readouterr().out == ""
