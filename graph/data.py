@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from manyheads.core import datasets
 from manyheads.core.buckets import Buckets
-from manyheads.core.errors import DataError, UsageError
+from manyheads.core.errors import DataError, UsageError, did_you_mean
 from manyheads.core.loading import Schedule, share_of
 from manyheads.graph import published
 from manyheads.graph.collection import GraphSet
-from manyheads.graph.columns import Column
 from manyheads.graph.losses import Kind
+from manyheads.graph.memory import describe, take
+from manyheads.graph.options import Encodings, Loading, Molecules, Tables, Targets
 from manyheads.graph.parts import (
     Batches,
     Flips,
@@ -26,68 +28,34 @@ from manyheads.graph.parts import (
     WholeGraph,
     loader,
 )
-from manyheads.graph.preprocessing import Encoding, EncodingKind, Level, Preprocessing, Target
-from manyheads.graph.published import Loaded
+from manyheads.graph.preprocessing import Encoding, Level, Names, Preprocessing, Target
 from manyheads.graph.sampling import Adjacency
 from manyheads.graph.splits import Part, Split
+from manyheads.graph.tables import read_graphs, read_smiles
+from manyheads.graph.targets import Labels, Loaded, standardised
 
-__all__ = ["Encodings", "GraphData", "Loading", "Split"]
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
-
-@dataclass(frozen=True)
-class Encodings:
-    """What nodes are told of where they lie.
-
-    Args:
-        kind: "laplacian", "random_walk", "degree" or "none".
-        k: Columns.
-        flip: Give each of the Laplacian's columns a random sign, another for every training batch.
-        roles: Weisfeiler-Lehman roles, for models that embed them; 0 for none.
-        distances: The largest shortest path that is told from longer ones, for models that ask; 0 for none.
-    """
-
-    kind: EncodingKind = "none"
-    k: int = 0
-    flip: bool = True
-    roles: int = 0
-    distances: int = 0
+__all__ = ["Encodings", "GraphData", "Loading", "Molecules", "Names", "Split", "Tables", "Targets"]
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How graphs, or nodes of one graph, are put into batches.
-
-    Args:
-        batch_size: Graphs of a batch at most; of one graph that is sampled, nodes.
-        max_nodes: Nodes of a batch at most, its largest graph's times how many it has; 0 for no limit.
-        buckets: Groups of like size that batches are taken from; 1 for batches by chance alone.
-        fanouts: Of one graph: edges of a node that are sampled in each hop, -1 for all. Without it the model
-            sees the graph as a whole, and an epoch is one step.
-        workers: Processes that make batches; 0 makes them in training's own.
-    """
-
-    batch_size: int = 64
-    max_nodes: int = 0
-    buckets: int = 1
-    fanouts: list[int] | None = None
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("max_nodes", 0), ("buckets", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"loading.{name} must be {least} or more, not {getattr(self, name)}")
-
-
-_SPLIT, _ENCODINGS, _LOADING = Split(), Encodings(), Loading()
+_SPLIT, _NAMES, _TARGETS, _TABLES = Split(), Names(), Targets(), Tables()
+_MOLECULES, _ENCODINGS, _LOADING = Molecules(), Encodings(), Loading()
 
 
 class GraphData(LightningDataModule):
     """Graphs: found, divided, encoded, put into batches.
 
     Args:
-        dataset: The name of a data set (`manyheads data list`).
+        dataset: The name of a data set (`manyheads data list`), the path of a table of SMILES, or a folder of
+            tables of nodes and edges.
         seed: Of the order, the sampling and the signs.
-        split: How graphs, or the nodes of one, are divided.
+        split: How graphs, or the nodes of one, are divided; "standard" of one's own tables is "random".
+        columns: What columns of tables are called.
+        targets: A table's columns of targets.
+        tables: How tables of nodes and edges are read.
+        molecules: How SMILES become graphs.
         encoding: What nodes are told of where they lie.
         loading: Batches.
         standardise: Train numbers standardised by the training part; figures are in the data's units always.
@@ -98,12 +66,18 @@ class GraphData(LightningDataModule):
         dataset: str = "zinc",
         seed: int = 0,
         split: Split = _SPLIT,
+        columns: Names = _NAMES,
+        targets: Targets = _TARGETS,
+        tables: Tables = _TABLES,
+        molecules: Molecules = _MOLECULES,
         encoding: Encodings = _ENCODINGS,
         loading: Loading = _LOADING,
         standardise: bool = True,
     ) -> None:
         super().__init__()
-        self.dataset, self.seed, self.split = dataset, seed, split
+        self.dataset, self.seed, self.split, self.columns = dataset, seed, split, columns
+        self.labels = Labels(tuple(targets.names), targets.kind, targets.weight)
+        self.tables, self.molecules = tables, molecules
         self.encoding, self.loading, self.standardise = encoding, loading, standardise
         self._given: Loaded | None = None
         self._adjacency: Adjacency | None = None
@@ -136,10 +110,38 @@ class GraphData(LightningDataModule):
             >>> Trainer(max_epochs=9).fit(GraphTask.of(data, "gine"), datamodule=data)
         """
         found = cls("memory", seed, encoding=encoding, loading=loading, standardise=standardise)
-        prepared = prepared or describe(graphs)
-        about = replace(prepared, level=graphs.level, target=target)
+        about = replace(prepared or describe(graphs), level=graphs.level, target=target)
         found._given = Loaded(graphs, dict(parts), about)
         return found
+
+    @classmethod
+    def from_torch_geometric(
+        cls,
+        dataset: Data | Iterable[Data],
+        kind: Kind,
+        split: Split = _SPLIT,
+        seed: int = 0,
+        encoding: Encodings = _ENCODINGS,
+        loading: Loading = _LOADING,
+    ) -> GraphData:
+        """Take torch-geometric's graphs: an `InMemoryDataset`, a list of `Data`, or one of them.
+
+        Args:
+            dataset: With y; what it belongs to is seen by its rows.
+            kind: What y is; NaN is unknown.
+            split: How they are divided; "standard" takes a graph's train_mask, val_mask and test_mask, and is
+                "random" where there are none.
+            seed, encoding, loading: As above.
+
+        Raises:
+            DataError: They cannot be taken; says why.
+
+        Example:
+            >>> data = GraphData.from_torch_geometric(TUDataset(root, "MUTAG"), "classification")
+            >>> Trainer(max_epochs=9).fit(GraphTask.of(data, "gine"), datamodule=data)
+        """
+        graphs, target, parts = take(dataset, kind, split)
+        return cls.of(graphs, target, parts, None, seed, encoding, loading)
 
     def setup(self, stage: str | None = None) -> None:
         """Find, divide and encode the graphs; once, whatever the stage.
@@ -149,12 +151,15 @@ class GraphData(LightningDataModule):
         """
         if self._ready:
             return
-        found = self._given or published.load(self.dataset, self.split)
+        found = self._given or self._find()
         if found.graphs.y is None:
             raise DataError(f"{self.dataset}: the graphs have no targets")
         self.graphs, self.parts = found.graphs, found.parts
+        normalise = self.tables.row_normalise
+        normalise = found.preprocessing.row_normalise if normalise is None else normalise
         self.prepared = replace(
             found.preprocessing,
+            row_normalise=normalise,
             target=self._standardised(found.preprocessing.target),
             encoding=Encoding(self.encoding.kind, self.encoding.k),
             roles=self.encoding.roles,
@@ -164,19 +169,43 @@ class GraphData(LightningDataModule):
         self.graphs = self.prepared.encode(found.graphs, datasets.cache_folder() / "encodings")
         self._ready = True
 
+    def _find(self) -> Loaded:
+        known = self.molecules
+        if self.dataset in published.NAMES:
+            return published.load(self.dataset, self.split, known.features)
+        path, tables = Path(self.dataset), self.tables
+        if not path.exists():
+            close = did_you_mean(self.dataset, published.NAMES)
+            raise UsageError(f"no data set, table or folder {self.dataset!r}{close} (manyheads data list)")
+        if path.is_dir():
+            return read_graphs(
+                path,
+                None if tables.level == "pair" else self.labels,
+                self.split,
+                tables.level,
+                self.columns,
+                tables.directed,
+                tables.node_columns,
+                tables.edge_columns,
+                tables.categories,
+            )
+        cache = datasets.cache_folder() / "molecules"
+        features = known.features or "ogb"
+        return read_smiles(path, self.labels, self.split, self.columns, features, known.bad, cache)
+
     def _standardised(self, target: Target) -> Target:
         if target.kind != "regression":
             return target
         if not self.standardise:
             return replace(target, mean=None, std=None)
-        return published.standardised(target.names, self._targets("train"))
+        return standardised(target.names, self._targets("train"))
 
     @property
     def path(self) -> Path:
         """Where the graphs come from."""
         if self._given is not None:
             raise UsageError("these graphs come from memory, not from a file")
-        return datasets.locate(self.dataset)
+        return datasets.locate(self.dataset) if self.dataset in published.NAMES else Path(self.dataset)
 
     @property
     def model_inputs(self) -> dict[str, int | list[int] | None]:
@@ -286,18 +315,3 @@ class GraphData(LightningDataModule):
         """Return what a predictor needs to treat new graphs as these; plain JSON."""
         self.setup()
         return self.prepared.to_json()
-
-
-def describe(graphs: GraphSet) -> Preprocessing:
-    """Say what graphs in memory are made of: categories as whole numbers, or features as they are."""
-
-    def columns(part: Tensor, name: str) -> tuple[Column, ...]:
-        part = part[:, None] if part.dim() == 1 else part
-        if part.is_floating_point():
-            return (Column(name, size=part.shape[1]),)
-        most = part.max(0).values.tolist() if len(part) else [0] * part.shape[1]
-        names = [name] if len(most) == 1 else [f"{name}_{i}" for i in range(len(most))]
-        return tuple(Column(n, tuple(map(str, range(m + 1)))) for n, m in zip(names, most, strict=True))
-
-    edges = () if graphs.edge_attr is None else columns(graphs.edge_attr, "edge_attr")
-    return Preprocessing("tables", node_columns=columns(graphs.x, "x"), edge_columns=edges)
