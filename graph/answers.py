@@ -88,8 +88,8 @@ class Answers:
         best = values.argmax(1)
         shown = values if self.kind == "probabilities" else values[:, :0]
         found = []
-        for id, k, row, rest in zip(ids, best.tolist(), values, shown.tolist(), strict=True):
-            cells = (id, self.target.classes[k], float(row[k]), *rest)
+        for row, (id, k, rest) in enumerate(zip(ids, best.tolist(), shown.tolist(), strict=True)):
+            cells = (id, self.target.classes[k], float(values[row, k]), *rest)
             found.append(dict(zip(columns, cells, strict=True)))
         return found
 

@@ -18,7 +18,7 @@ from manyheads.graph import records, stored
 from manyheads.graph.collection import GraphSet
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.preprocessing import Preprocessing
-from manyheads.graph.records import Batch, Piece, below, cuts, read_graphs, runs, stamp
+from manyheads.graph.records import Batch, Piece, below, cuts, runs, stamp
 from manyheads.graph.sources import Folder, graph_folders
 from manyheads.graph.stored import LargeGraph
 
@@ -72,7 +72,7 @@ class Nodes:
         about = {key: value for key, value in of.to_json().items() if key not in ("target", "fanouts")}
 
         def read() -> GraphSet:
-            return of.encode(read_graphs(folder, of), _kept("encodings"))
+            return of.encode(records.read(folder, of), _kept("encodings"))
 
         return stored.stored(_kept("graphs"), [folder.nodes, folder.edges], about, read)
 
@@ -141,7 +141,7 @@ def _rows(path: str) -> int:
 @lru_cache(maxsize=1)
 def _whole(folder: Folder, stamp: tuple[int, ...], preprocessing: Preprocessing) -> WholeSet:
     """Graphs as the model sees them whole; one folder's are kept."""
-    graphs = preprocessing.encode(read_graphs(folder, preprocessing), _kept("encodings"))
+    graphs = preprocessing.encode(records.read(folder, preprocessing), _kept("encodings"))
     return WholeSet(graphs, graphs.batch([0]) if graphs.whole else None, stored.names_of(graphs))
 
 

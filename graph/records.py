@@ -20,7 +20,6 @@ from torch import Tensor
 from manyheads.core import tables
 from manyheads.core.errors import BadRecord, DataError
 from manyheads.core.predictor import Source
-from manyheads.graph import columns
 from manyheads.graph.collection import GraphSet
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.molecules import Molecule, smiles_to_graph
@@ -34,6 +33,7 @@ from manyheads.graph.sources import (
     graph_folders,
     read_smiles,
 )
+from manyheads.graph.tables import read_graph
 
 MOST_NODES = 1 << 15  # that the model sees at once, if not one graph has more
 WHOLE = 1 << 40  # rows: no table has more
@@ -156,7 +156,7 @@ class WholeGraphs:
         if isinstance(record.source, GraphSet):
             return record.source, record.number
         try:
-            return read_graphs(record.source, self.preprocessing), 0
+            return read(record.source, self.preprocessing), 0
         except BadRecord:
             raise
         except DataError as error:
@@ -174,20 +174,9 @@ class WholeGraphs:
         return found
 
 
-def read_graphs(folder: Folder, preprocessing: Preprocessing) -> GraphSet:
-    """Read a folder's tables, as the model folder says; targets and splits that they may have are not read.
-
-    Raises:
-        DataError: They cannot be used; says where.
-    """
-    from manyheads.graph.edges import connect
-    from manyheads.graph.tables import read_table
-
-    of, nodes, edges = preprocessing, read_table(Path(folder.nodes)), read_table(Path(folder.edges))
-    found = connect(nodes, edges, of.names, (folder.nodes, folder.edges))
-    x = columns.values(of.node_columns, found.nodes, folder.nodes)
-    attr = columns.values(of.edge_columns, found.edges, folder.edges) if of.edge_columns else None
-    return found.graphs(x, attr, of.directed)
+def read(folder: Folder, preprocessing: Preprocessing) -> GraphSet:
+    """Read a folder's tables, as the model folder says; raises DataError."""
+    return read_graph(folder.nodes, folder.edges, preprocessing)
 
 
 def _count(folder: Folder, preprocessing: Preprocessing) -> int | None:
@@ -208,7 +197,7 @@ def stamp(folder: Folder) -> tuple[int, ...]:
 @lru_cache(maxsize=1)
 def _tables(folder: Folder, stamp: tuple[int, ...], preprocessing: Preprocessing) -> GraphSet:
     """Graphs of tables of many; one folder's are kept."""
-    return read_graphs(folder, preprocessing)
+    return read(folder, preprocessing)
 
 
 def below(folder: Folder, name: str) -> str:

@@ -13,7 +13,7 @@ from manyheads.core import hub
 from manyheads.core import predictor as core
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import DataError, ManyheadsError, UsageError
-from manyheads.graph import node_records, records, stored
+from manyheads.graph import records, stored
 from manyheads.graph.columns import Column
 from manyheads.graph.preprocessing import Encoding, Preprocessing, Target
 
@@ -134,7 +134,7 @@ def test_a_large_graph_is_read_once(tmp_path, cache, monkeypatch):
     (kept,) = (cache / "graphs").iterdir()
     assert len(shards) == 4 and {arrays for shard in shards for (_, arrays), _, _ in shard} == {kept}
     first = predictor.predict(tmp_path / "g")
-    monkeypatch.setattr(node_records, "read_graphs", None)  # nothing is read again
+    monkeypatch.setattr(records, "read", None)  # nothing is read again
     stored.load.cache_clear()
     close(predictor.predict(tmp_path / "g"), first)
     monkeypatch.undo()
