@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manyheads.apps.explain import ExplainOptions
+from manyheads.apps.picture_names import picture_name
 from manyheads.core import files, hub
 from manyheads.core.errors import BadRecord, UsageError, did_you_mean
 from manyheads.vision.explain import explain, methods_for
@@ -90,17 +89,6 @@ def find_class(text: str, labels: Sequence[str]) -> int:
     if text.isdecimal():
         raise UsageError(f"--class {text}: the model has {len(labels)} classes, from 0")
     raise UsageError(f"--class: the model has no class {text!r}{did_you_mean(text, labels)}")
-
-
-def picture_name(name: str, taken: set[str]) -> str:
-    """Return a file name for the picture of an image, none of those taken, which it joins."""
-    plain = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name))
-    last = re.sub(r"\.\w{1,5}$", "", re.sub(r"[^\w.-]+", "_", Path(name).name))
-    stems = [stem.strip("._")[-120:] or "image" for stem in (last, plain)]  # the whole id if need be
-    numbered = (f"{stems[1]}-{number}" for number in count(2))
-    found = next(f"{stem}.png" for stem in chain(stems, numbered) if f"{stem}.png" not in taken)
-    taken.add(found)
-    return found
 
 
 def pixels(sample: Tensor, preprocessing: Preprocessing) -> Pixels:

@@ -43,6 +43,7 @@ class Attributions:
         features: Of each node's features; None where nodes have categories.
         value: The prediction.
         baseline: The prediction of the baseline; all attributions sum to the difference.
+        start: What the baseline was.
         error: How far their sum is from it.
         steps: Gradients on the way.
         complete: Whether the error is within the tolerance.
@@ -56,6 +57,7 @@ class Attributions:
     features: Tensor | None
     value: float
     baseline: float
+    start: Baseline
     error: float
     steps: int
     complete: bool
@@ -120,7 +122,9 @@ def integrated_gradients(
         steps = min(2 * steps, MOST_STEPS)
     features = parts[0].float() if inputs[0].layer is None else None
     edges = shares[1].float() if len(shares) > 1 else None
-    return Attributions(shares[0].float(), edges, features, ends[1], ends[0], error, steps, complete)
+    return Attributions(
+        shares[0].float(), edges, features, ends[1], ends[0], baseline, error, steps, complete
+    )
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
