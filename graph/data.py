@@ -16,6 +16,8 @@ from manyheads.core.errors import DataError, UsageError, did_you_mean
 from manyheads.core.loading import Schedule, share_of
 from manyheads.graph import published
 from manyheads.graph.collection import GraphSet
+from manyheads.graph.link_parts import EDGE, LinkSet, SampledLinks, WholeLinks
+from manyheads.graph.links import Links
 from manyheads.graph.losses import Kind
 from manyheads.graph.memory import describe, take
 from manyheads.graph.options import Encodings, Loading, Molecules, Tables, Targets
@@ -37,11 +39,11 @@ from manyheads.graph.targets import Labels, Loaded, standardised
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-__all__ = ["Encodings", "GraphData", "Loading", "Molecules", "Names", "Split", "Tables", "Targets"]
+__all__ = ["Encodings", "GraphData", "Links", "Loading", "Molecules", "Names", "Split", "Tables", "Targets"]
 
 
 _SPLIT, _NAMES, _TARGETS, _TABLES = Split(), Names(), Targets(), Tables()
-_MOLECULES, _ENCODINGS, _LOADING = Molecules(), Encodings(), Loading()
+_MOLECULES, _ENCODINGS, _LOADING, _LINKS = Molecules(), Encodings(), Loading(), Links()
 
 
 class GraphData(LightningDataModule):
@@ -51,14 +53,16 @@ class GraphData(LightningDataModule):
         dataset: The name of a data set (`manyheads data list`), the path of a table of SMILES, or a folder of
             tables of nodes and edges.
         seed: Of the order, the sampling and the signs.
-        split: How graphs, or the nodes of one, are divided; "standard" of one's own tables is "random".
+        split: How graphs, or the nodes of one, are divided; "standard" of one's own tables is "random". Where
+            pairs are predicted, how the edges of one are.
         columns: What columns of tables are called.
         targets: A table's columns of targets.
-        tables: How tables of nodes and edges are read.
+        tables: How tables of nodes and edges are read; the level "pair" is for data sets of one graph, too.
         molecules: How SMILES become graphs.
         encoding: What nodes are told of where they lie.
         loading: Batches.
         standardise: Train numbers standardised by the training part; figures are in the data's units always.
+        links: What is asked for where pairs are predicted.
     """
 
     def __init__(
@@ -73,13 +77,16 @@ class GraphData(LightningDataModule):
         encoding: Encodings = _ENCODINGS,
         loading: Loading = _LOADING,
         standardise: bool = True,
+        links: Links = _LINKS,
     ) -> None:
         super().__init__()
         self.dataset, self.seed, self.split, self.columns = dataset, seed, split, columns
         self.labels = Labels(tuple(targets.names), targets.kind, targets.weight)
         self.tables, self.molecules = tables, molecules
         self.encoding, self.loading, self.standardise = encoding, loading, standardise
+        self.links = links
         self._given: Loaded | None = None
+        self._link_set: LinkSet | None = None
         self._adjacency: Adjacency | None = None
         self._ready = False
 
@@ -143,6 +150,27 @@ class GraphData(LightningDataModule):
         graphs, target, parts = take(dataset, kind, split)
         return cls.of(graphs, target, parts, None, seed, encoding, loading)
 
+    @classmethod
+    def of_links(
+        cls,
+        graphs: GraphSet,
+        split: Split = _SPLIT,
+        links: Links = _LINKS,
+        prepared: Preprocessing | None = None,
+        seed: int = 0,
+        encoding: Encodings = _ENCODINGS,
+        loading: Loading = _LOADING,
+    ) -> GraphData:
+        """Take one graph that is in memory, to predict which pairs of its nodes are joined; as `of`.
+
+        Example:
+            >>> data = GraphData.of_links(GraphSet.from_torch_geometric(Planetoid(root, "Cora")))
+        """
+        tables = Tables(level="pair")
+        found = cls("memory", seed, split, tables=tables, encoding=encoding, loading=loading, links=links)
+        found._given = Loaded(graphs, {}, prepared or describe(graphs))
+        return found
+
     def setup(self, stage: str | None = None) -> None:
         """Find, divide and encode the graphs; once, whatever the stage.
 
@@ -152,7 +180,11 @@ class GraphData(LightningDataModule):
         if self._ready:
             return
         found = self._given or self._find()
-        if found.graphs.y is None:
+        if self.tables.level == "pair":
+            self._link_set = LinkSet.of(found.graphs, self.split, found.preprocessing.directed)
+            about = replace(found.preprocessing, level="pair", target=EDGE)
+            found = Loaded(self._link_set.seen, {}, about)
+        elif found.graphs.y is None:
             raise DataError(f"{self.dataset}: the graphs have no targets")
         self.graphs, self.parts = found.graphs, found.parts
         normalise = self.tables.row_normalise
@@ -248,6 +280,8 @@ class GraphData(LightningDataModule):
         return self._targets(part)
 
     def _targets(self, part: Part) -> Tensor:
+        if self._link_set is not None:
+            return self._link_set.targets(part)
         index = self.parts[part]
         found = self.graphs.y if self.single else self.graphs.targets(index)
         assert found is not None
@@ -256,6 +290,8 @@ class GraphData(LightningDataModule):
     def ids(self, part: Part) -> list[str]:
         """Return the names of a part's rows."""
         self.setup()
+        if self._link_set is not None:
+            return self._link_set.ids(part, self.seed)
         index, graphs = self.parts[part], self.graphs
         if graphs.level == "graph":
             return [graphs.ids[i] for i in index.tolist()]
@@ -269,9 +305,17 @@ class GraphData(LightningDataModule):
             UsageError: A graph does not fit into a batch.
         """
         self.setup()
-        index, train, loading = self.parts[part], part == "train", self.loading
+        train, loading = part == "train", self.loading
         flips = Flips(self.seed if train and self._flipped else None)
         share = share_of(self.trainer)
+        if self._link_set is not None:
+            asked = self._link_set.asked(part, self.seed, self.links.negatives)
+            if loading.fanouts is None:
+                hidden = self.links.hidden if train else 0.0
+                return WholeLinks(self.graphs, asked, flips, hidden)
+            schedule = Schedule(len(asked), loading.batch_size, train, False, self.seed, share)
+            return SampledLinks(self.graphs, asked, self.adjacency, loading.fanouts, schedule, flips)
+        index = self.parts[part]
         if self.single and loading.fanouts is None:
             return WholeGraph(self.graphs, index, flips)
         if self.single:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manyheads.core.errors import UsageError
 from manyheads.core.loading import Indices, Job, Schedule
 from manyheads.graph.collection import GraphSet
 from manyheads.graph.graphs import Graphs
-from manyheads.graph.links import Joined
+from manyheads.graph.links import Joined, divide
 from manyheads.graph.parts import Flips, GraphBatch
+from manyheads.graph.preprocessing import Target
 from manyheads.graph.sampling import Adjacency, sample
+from manyheads.graph.splits import PARTS, Part, Split
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Asked:
         joined: Which pairs are joined by any edge of the graph.
         seed: Of the draws.
         negatives: How many each edge is ranked among.
+        fresh: Whether each batch of each epoch draws other pairs without an edge; else an edge keeps its own.
 
     Shape:
         edges `[2, P]`.
@@ -36,33 +41,105 @@ class Asked:
 
     edges: Tensor
     joined: Joined
-    seed: int
+    seed: tuple[int, ...]
     negatives: int = 0
+    fresh: bool = False
 
     def __len__(self) -> int:
         return self.edges.shape[1]
 
-    def __call__(self, index: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, index: Tensor, epoch: int = 0, number: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return pairs of nodes, their targets, and their rows within the part.
 
         Args:
             index: Numbers of edges of the part.
-            epoch, number: The batch's: they decide the draws with the seed.
+            epoch, number: The batch's; where draws are fresh they decide them with the seed.
 
         Shape:
             index `[B]`; the pairs `[2, R]`, targets `[R, 1]`, rows `[R]`.
         """
-        edges, count, k = self.edges[:, index], len(index), self.negatives
-        parts = [edges, self.joined.absent(count, (self.seed, epoch, number, 3))]
+        edges, k = self.edges[:, index], self.negatives
+        if self.fresh:
+            parts = [edges, self.joined.absent(len(index), (*self.seed, epoch, number, 3))]
+        else:
+            parts = [edges, self._beside[:, index]]
         rows = [index, index + len(self)]
         if k:
-            parts.append(self.joined.absent_at(edges[0], k, (self.seed, epoch, number, 4)))
-            rows.append((2 * len(self) + index[:, None] * k + torch.arange(k)).flatten())
+            among = (index[:, None] * k + torch.arange(k)).flatten()
+            parts.append(self._among[:, among])
+            rows.append(2 * len(self) + among)
         target = [torch.full((part.shape[1], 1), value) for part, value in zip(parts, _TARGETS, strict=False)]
         return torch.cat(parts, 1), torch.cat(target), torch.cat(rows)
 
+    @cached_property
+    def _beside(self) -> Tensor:
+        return self.joined.absent(len(self), (*self.seed, 3))
+
+    @cached_property
+    def _among(self) -> Tensor:
+        return self.joined.absent_at(self.edges[0], self.negatives, (*self.seed, 4))
+
 
 _TARGETS = (1.0, 0.0, float("nan"))
+EDGE = Target("multilabel", ("edge",))  # the chance that two nodes are joined
+
+
+@dataclass(frozen=True)
+class LinkSet:
+    """A graph whose edges are divided.
+
+    Args:
+        seen: The graph, with the edges alone that may be seen.
+        joined: Which pairs are joined by any edge.
+        parts: The pairs that each part asks for.
+    """
+
+    seen: GraphSet
+    joined: Joined
+    parts: dict[Part, Tensor]
+
+    @staticmethod
+    def of(graphs: GraphSet, split: Split, directed: bool) -> LinkSet:
+        """Divide the edges of one graph, which is not encoded: encodings must not know of hidden edges.
+
+        Raises:
+            UsageError: There are several graphs, or the split is not by chance.
+        """
+        if not graphs.whole:
+            raise UsageError(f"pairs are predicted of the nodes of one graph, and there are {len(graphs)}")
+        if split.kind not in ("standard", "random"):
+            raise UsageError(f"edges are divided by chance: split.kind {split.kind!r} is not for them")
+        joined = Joined.of(graphs.edge_index, graphs.x.shape[0], directed)
+        found = divide(graphs.edge_index, joined, split.fractions, split.seed)
+        attr = graphs.edge_attr
+        seen = replace(
+            graphs,
+            edge_index=graphs.edge_index[:, found.seen],
+            edges=torch.tensor([0, len(found.seen)]),
+            edge_attr=None if attr is None else attr[found.seen],
+            y=None,
+            weight=None,
+            level="node",
+        )
+        return LinkSet(seen, joined, found.parts)
+
+    def targets(self, part: Part) -> Tensor:
+        """Return what is known of a part's rows: its edges, then as many pairs without one, `[2 * P, 1]`."""
+        edges = torch.ones(self.parts[part].shape[1], 1)
+        return torch.cat([edges, torch.zeros_like(edges)])
+
+    def ids(self, part: Part, seed: int) -> list[str]:
+        """Return the names of the rows of `targets`: the nodes of each pair."""
+        pairs, _, _ = self.asked(part, seed)(torch.arange(self.parts[part].shape[1]))
+        names = self.seen.node_ids
+        called = [[str(i) if names is None else names[i] for i in ends] for ends in pairs.tolist()]
+        return [f"{a} - {b}" for a, b in zip(*called, strict=True)]
+
+    def asked(self, part: Part, seed: int, negatives: int = 0) -> Asked:
+        """Return what a part asks for; training's edges are not ranked."""
+        train = part == "train"
+        draws = (seed, PARTS.index(part))
+        return Asked(self.parts[part], self.joined, draws, 0 if train else negatives, train)
 
 
 class WholeLinks:
@@ -71,29 +148,26 @@ class WholeLinks:
     Args:
         seen: The graph, of the edges that may be seen alone.
         asked: What the part asks for.
+        flips: What is done to encodings by chance.
         hidden: In training: the share of its edges that an epoch asks for and takes out of the graph; 0: all
             are asked for, and the graph stays as it is.
-        train: Whether each epoch draws anew.
-        flips: What is done to encodings by chance.
     """
 
-    def __init__(
-        self, seen: GraphSet, asked: Asked, flips: Flips, *, train: bool, hidden: float = 0.0
-    ) -> None:
-        self.asked, self.flips, self.train, self.hidden = asked, flips, train, hidden
+    def __init__(self, seen: GraphSet, asked: Asked, flips: Flips, hidden: float = 0.0) -> None:
+        self.asked, self.flips, self.hidden = asked, flips, hidden
         self.schedule = Schedule(1, 1)
         self._whole = seen.batch([0])
 
     def jobs(self, first: int) -> Iterator[Job]:
         """Yield the one batch."""
         for indices in self.schedule.plan(first):
-            yield indices, self.schedule.epoch if self.train else 0, 0
+            yield indices, self.schedule.epoch, 0
 
     def make(self, indices: Indices, epoch: int, number: int) -> GraphBatch:
         """Give the graph and its pairs."""
         index, graphs = torch.arange(len(self.asked)), self._whole
         if self.hidden:
-            order = np.random.default_rng([self.asked.seed, epoch, 5]).permutation(len(self.asked))
+            order = np.random.default_rng([*self.asked.seed, epoch, 5]).permutation(len(self.asked))
             index = torch.from_numpy(np.sort(order[: max(1, round(self.hidden * len(order)))]))
             graphs = without(graphs, self.asked.edges[:, index], self.asked.joined.directed)
         return _batch(self.flips(graphs, epoch, number), *self.asked(index, epoch, number))
@@ -134,7 +208,7 @@ class SampledLinks:
         index = torch.from_numpy(indices).long()
         pairs, target, rows = self.asked(index, epoch, number)
         seeds, places = pairs.unique(return_inverse=True)
-        drawn = np.random.SeedSequence([self.asked.seed, epoch]).generate_state(1)[0]
+        drawn = np.random.SeedSequence([*self.asked.seed, epoch]).generate_state(1)[0]
         found, whole = sample(self.adjacency, seeds, self.fanouts, int(drawn)), self.seen
         graphs = Graphs(
             whole.x[found.nodes],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,19 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyheads.core.errors import DataError, UsageError
+from manyheads.graph.splits import Part
 
 Numbers: TypeAlias = NDArray[np.int64]
-Name: TypeAlias = Literal["train", "val", "test"]
 ROUNDS = 1000  # draws for a pair without an edge, before the graph is taken for one that has none
 HITS = (1, 10)
 
 
 @dataclass(frozen=True)
 class Links:
-    """How a graph's edges are divided, and what they are measured against.
+    """What a step asks for where pairs of nodes are predicted, and what edges are measured against.
 
     Args:
-        val, test: Shares of the edges that are asked for in validation and test, and never seen.
         hidden: Share of the training edges that a step asks for, others each time, and does not see; the rest
             is seen. 0: all are asked for and all are seen, as published for graph auto-encoders. Steps on
             sampled neighbours never see the edges that they ask for.
@@ -36,14 +35,10 @@ class Links:
             that it is paired with; drawn at one end of it. 0: no ranking.
     """
 
-    val: float = 0.05
-    test: float = 0.1
     hidden: float = 0.0
     negatives: int = 100
 
     def __post_init__(self) -> None:
-        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):
-            raise UsageError(f"links: val {self.val:g} and test {self.test:g} must leave edges to train on")
         if not 0 <= self.hidden < 1:
             raise UsageError(f"links.hidden must be from 0 to below 1, not {self.hidden:g}")
         if self.negatives < 0:
@@ -146,17 +141,17 @@ class Division:
         parts `[2, P]`; seen `[M]`.
     """
 
-    parts: dict[Name, Tensor]
+    parts: dict[Part, Tensor]
     seen: Tensor
 
 
-def divide(edge_index: Tensor, joined: Joined, links: Links, seed: int) -> Division:
+def divide(edge_index: Tensor, joined: Joined, fractions: Sequence[float], seed: int) -> Division:
     """Divide a graph's edges by chance: both directions of an edge, and repetitions, are in one part.
 
     Args:
         edge_index: Sources in row 0, destinations in row 1.
         joined: Of these edges.
-        links: The shares.
+        fractions: Of training, validation and test.
         seed: Another one divides in another way.
 
     Shape:
@@ -165,16 +160,17 @@ def divide(edge_index: Tensor, joined: Joined, links: Links, seed: int) -> Divis
     Raises:
         DataError: There are too few edges.
     """
-    count = len(joined.keys)
-    val, test = round(links.val * count), round(links.test * count)
+    count, total = len(joined.keys), sum(fractions)
+    val, test = (round(each / total * count) for each in fractions[1:])
     if min(val, test, count - val - test) < 1:
         raise DataError(f"links: {count} edges are too few to divide into training, validation and test")
-    order = np.random.default_rng([seed, 0]).permutation(count)
-    held, pairs = joined.keys[np.sort(order[: val + test])], joined.pairs
+    order, pairs = np.random.default_rng([seed, 0]).permutation(count), joined.pairs
+    held = joined.keys[np.sort(order[: val + test])]
     keys = _keys(edge_index, joined.nodes, joined.directed)
     seen = torch.from_numpy(np.flatnonzero(~_within(keys, held)))
-    ends = {"val": (0, val), "test": (val, val + test), "train": (val + test, count)}
-    return Division({name: pairs[:, np.sort(order[a:b])] for name, (a, b) in ends.items()}, seen)  # type: ignore[misc]
+    bounds: dict[Part, tuple[int, int]] = {"train": (val + test, count), "val": (0, val)}
+    bounds["test"] = (val, val + test)
+    return Division({name: pairs[:, np.sort(order[a:b])] for name, (a, b) in bounds.items()}, seen)
 
 
 def ranking(scores: Tensor, target: Tensor) -> dict[str, float]:

@@ -20,6 +20,7 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.core.optimization import Falling, Optimizer, Plateau
 from manyheads.core.training import make_averaging, run_steps
 from manyheads.graph import metrics
+from manyheads.graph.links import ranking
 from manyheads.graph.losses import Criterion, Kind, Loss
 from manyheads.graph.models.inputs import Inputs
 from manyheads.graph.report import Tested
@@ -44,7 +45,8 @@ class GraphTask(LightningModule):
     columns: `val_mae`, `val_rmse`, `val_r2` in the data's units; `val_accuracy`, `val_balanced_accuracy`,
     `val_f1`; or `val_roc_auc` and `val_average_precision`, of the labels that have both answers. The best
     epoch is that of the best `val_mae` (`val_rmse` where squares are minimised), `val_accuracy` or
-    `val_roc_auc`. A test logs the same and `test_rows`.
+    `val_roc_auc`. Of pairs also `val_sampled_mrr`, `val_sampled_hits_1` and `val_sampled_hits_10`: edges
+    ranked among sampled pairs without one. A test logs the same and `test_rows`.
 
     Args:
         inputs: What nodes and edges are made of, and how many outputs there are; the data say it.
@@ -165,7 +167,9 @@ class GraphTask(LightningModule):
         """Log the figures of all rows, and how many these are."""
         found, values, target = self._figures()
         data = self._data
-        self._tested = Tested(self.kind, data.ids("test"), data.names, data.classes, values, target)
+        ids = data.ids("test")
+        values, target = values[: len(ids)], target[: len(ids)]  # behind these pairs are ranked among others
+        self._tested = Tested(self.kind, ids, data.names, data.classes, values, target)
         self.log_dict({f"test_{key}": value for key, value in found.items()} | {"test_rows": len(target)})
 
     def report(self, folder: Path) -> list[str]:
@@ -217,6 +221,8 @@ class GraphTask(LightningModule):
         values = self.criterion.values(outputs)
         scores = values if self.kind == "regression" else outputs
         found = {"loss": float(self.criterion(outputs, target))}
+        if self.level == "pair":
+            found |= ranking(outputs[:, 0], target[:, 0])
         return found | metrics.figures(self.kind, scores, target), values.cpu(), target.cpu()
 
     @property
@@ -273,7 +279,5 @@ def _check_fixed(name: str, model: torch.nn.Module, inputs: Mapping[str, int | l
     for key in _FIXED:
         takes, has = getattr(of, key), inputs.get(key) or (() if key.endswith("types") else 0)
         takes, has = (list(takes), list(has)) if isinstance(takes, tuple) else (takes, has)
-        if (takes and takes != has) or (has and not takes and key.startswith("node")):
-            raise UsageError(
-                f"{name} is made for {key} {takes}, and the data have {has}: choose another model"
-            )
+        if takes and takes != has:
+            raise UsageError(f"{name} is made for {key} {takes}, the data have {has}: choose another model")
