@@ -24,6 +24,7 @@ from manyheads.apps import cli
 from manyheads.apps.jobs import JobOptions, run_job
 from manyheads.core import hub
 from manyheads.core.catalog import create_model
+from manyheads.graph.columns import Column
 from manyheads.graph.preprocessing import Encoding, Preprocessing, Target
 
 COMMAND = """
@@ -40,6 +41,14 @@ LOGP = Preprocessing(
     encoding=Encoding("laplacian", 8),
     target=Target("regression", ("logp",), None, (1.5,), (2.0,)),
 )
+TOPICS = Preprocessing(
+    "tables",
+    node_columns=(Column("f", None, (0.0,) * 8, (1.0,) * 8, 8),),
+    encoding=Encoding("degree", 8),
+    level="node",
+    target=Target("classification", ("topic",), ("a", "b", "c", "d")),
+    fanouts=(15, 10),
+)
 # What goes wrong in tables of molecules: cut off, valence, unknown element, blank, nothing, unknown to "zinc"
 BROKEN = ("CC(=O", "c1ccccc", "CC(C)(C)(C)C", "Xx", "C C", "", "[U+2]", "C1CC", "not a molecule", "(((")
 
@@ -53,6 +62,26 @@ def save(path, name="graph_transformer", preprocessing=LOGP, **arguments):
         path, model, domain="graph", name=name, arguments=arguments, preprocessing=preprocessing.to_json()
     )
     return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYHEADS_CACHE", str(tmp_path / "cache"))
+
+
+def write_graph(folder, nodes, edges, ending="csv"):
+    """Tables of one graph, a twentieth of its edges at a few hubs."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    frame = pd.DataFrame(rng.normal(size=(nodes, 8)).astype(np.float32), columns=[f"f_{i}" for i in range(8)])
+    frame.insert(0, "id", [f"n{i}" for i in rng.permutation(nodes)])
+    ends = rng.integers(0, nodes, (2, edges))
+    ends[1, : edges // 20] = rng.integers(0, 5, edges // 20)
+    links = pd.DataFrame({"source": frame.id.values[ends[0]], "target": frame.id.values[ends[1]]})
+    for name, table in (("nodes", frame), ("edges", links)):
+        path = folder / f"{name}.{ending}"
+        table.to_csv(path, index=False) if ending == "csv" else table.to_parquet(path)
+    return frame.id.tolist()
 
 
 def molecules(count, bad=0):
@@ -169,6 +198,40 @@ def test_molecules_stopped_anywhere_give_the_same_bytes(tmp_path, inspect_folder
     check_stops(options, tmp_path, inspect_folder, shards=5)
 
 
+def test_nodes_by_samples(tmp_path, capsys):
+    names = write_graph(tmp_path / "in", 300, 1500)
+    model = save(tmp_path / "model", "gine", TOPICS, readout="node")
+    out = tmp_path / "out"
+    assert predict(model, tmp_path / "in", "-o", out, "--shard-size", 100, "--quiet") == 0
+    rows = read(out)
+    assert rows.id.tolist() == names and set(rows.label) <= set("abcd")
+    assert (
+        len(list(out.glob("part-*"))) == 3
+        and json.loads((out / "job.json").read_text())["options"]["neighbours"] == "sampled"
+    )
+    arguments = ("--neighbours", "all", "--output-kind", "probabilities", "--batch-size", 7, "--quiet")
+    assert predict(model, tmp_path / "in", "-o", tmp_path / "all", *arguments) == 0
+    every = read(tmp_path / "all")
+    assert every.id.tolist() == names and np.abs(every.probability - rows.probability).max() > 1e-4
+    assert predict(model, tmp_path / "in", "-o", tmp_path / "no", "--neighbours", "some") == 2
+    assert "--neighbours some: it takes sampled, all" in capsys.readouterr().err
+    (tmp_path / "in" / "edges.csv").write_text("source,target\nn1,m1\n")
+    assert predict(model, tmp_path / "in", "-o", tmp_path / "no") == 1
+    assert "column 'target' names nodes" in capsys.readouterr().err
+
+
+def test_nodes_stopped_anywhere_give_the_same_bytes(tmp_path, inspect_folder):
+    write_graph(tmp_path / "in", 240, 1000, "parquet")
+    model = save(tmp_path / "model", "gine", TOPICS, readout="node")
+
+    def options(output, resume=False):
+        return JobOptions(
+            str(model), [str(tmp_path / "in")], output, shard_size=60, resume=resume, quiet=True
+        )
+
+    check_stops(options, tmp_path, inspect_folder, shards=4)
+
+
 def start(*arguments):
     """Start `manyheads predict` in a process that prints its peak memory at the end."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -234,3 +297,21 @@ def test_twenty_thousand_molecules(tmp_path, inspect_folder):
     assert rows.id.tolist() == [str(i) for i in range(20_000) if i not in set(places)]
     assert rows.logp.notna().all() and rows.logp.std() > 0
     assert peak <= 1.15 * least
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_hundred_thousand_nodes(tmp_path, inspect_folder, ending):
+    """Nodes of a graph of 100,000 and a million edges, by samples of 15 and 10 neighbours."""
+    names = write_graph(tmp_path / "in", 100_000, 1_000_000, ending)
+    write_graph(tmp_path / "small", 10_000, 100_000, ending)
+    model = save(tmp_path / "model", "gine", TOPICS, hidden_dim=64, readout="node")
+    least, peak = prove(model, tmp_path / "in", tmp_path / "small", tmp_path, inspect_folder, [])
+    rows = read(tmp_path / "killed")
+    assert rows.id.tolist() == names and rows.probability.between(0.25, 1).all()
+    if ending == "parquet":
+        _, line = finish(start(model, tmp_path / "in", "-o", tmp_path / "two", "--workers", 2))
+        print(f"two workers: {line}")
+        assert inspect_folder.rows(tmp_path / "two") == inspect_folder.rows(tmp_path / "whole")
+    assert peak - least <= 600  # of tables and edges, while they are read
