@@ -81,7 +81,7 @@ class GraphData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset, self.seed, self.split, self.columns = dataset, seed, split, columns
-        self.labels = Labels(tuple(targets.names), targets.kind, targets.weight)
+        self.asked = Labels(tuple(targets.names), targets.kind, targets.weight)
         self.tables, self.molecules = tables, molecules
         self.encoding, self.loading, self.standardise = encoding, loading, standardise
         self.links = links
@@ -212,7 +212,7 @@ class GraphData(LightningDataModule):
         if path.is_dir():
             return read_graphs(
                 path,
-                None if tables.level == "pair" else self.labels,
+                None if tables.level == "pair" else self.asked,
                 self.split,
                 tables.level,
                 self.columns,
@@ -223,7 +223,7 @@ class GraphData(LightningDataModule):
             )
         cache = datasets.cache_folder() / "molecules"
         features = known.features or "ogb"
-        return read_smiles(path, self.labels, self.split, self.columns, features, known.bad, cache)
+        return read_smiles(path, self.asked, self.split, self.columns, features, known.bad, cache)
 
     def _standardised(self, target: Target) -> Target:
         if target.kind != "regression":
