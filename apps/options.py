@@ -24,25 +24,13 @@ ACTIONS = {
 }
 SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
     "images": {
-        "output_kind": (
-            str,
-            "KIND",
-            "label (default), probabilities; of images also logits, features",
-        ),
-        "top_k": (int, "N", "labels a row (5)"),
+        "output_kind": (str, "KIND", "label (default), probabilities; of images also logits, features"),
+        "top_k": (int, "N", "labels a row (5); of recommendations, items a user (10)"),
     },
     "graphs": {
         "smiles_column": (str, "NAME", "a table's column of molecules (smiles)"),
-        "id_column": (
-            str,
-            "NAME",
-            "a table's column of ids (id, if there is one; else a number)",
-        ),
-        "neighbours": (
-            str,
-            "KIND",
-            "that a model trained on samples sees: sampled (default) or all",
-        ),
+        "id_column": (str, "NAME", "a table's column of ids (id, if there is one; else a number)"),
+        "neighbours": (str, "KIND", "that a model trained on samples sees: sampled (default) or all"),
     },
     "recordings": {
         "channel": (str, "C", "mix, the mean of all channels (default), or the number of one, from 0"),
@@ -59,6 +47,13 @@ SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
         "segment_seconds": (int, "S", "of a segment, at most (30)"),
         "batch_seconds": (int, "S", "of sound that the model sees at once (120); less takes less memory"),
         "subtitles": (str, "F", "none (default), srt, vtt or both: files in `results`"),
+    },
+    "recommendations": {
+        "seen": (str, "WHAT", "items of a user's history: leave_out (default) or keep"),
+        "allow": (str, "FILE", "an item a line: only these are recommended"),
+        "deny": (str, "FILE", "an item a line: none of these is"),
+        "unknown": (str, "WHAT", "a user without a known item: error (default), popular or skip"),
+        "bad_rows": (str, "WHAT", "rows without user, item or time: error (default) or skip"),
     },
 }  # what predictors know by name, `predict --NAME`; each says itself what is wrong with a value
 TOOLS: dict[str, dict[str, tuple[str, str]]] = {
