@@ -136,6 +136,7 @@ def _fit(table: pd.DataFrame, name: str, what: str, category: bool) -> Column:
         found = _raw(column, table, what) if column.size > 1 else _parsed(series)[:, None]
     except ValueError:
         return Column(name, tuple(sorted(text_of(table, name, what).dropna().unique())))
+    _refuse_infinite(found, name, what)
     mean, std = np.nanmean(found, 0), np.nanstd(found, 0)
     std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)  # a constant column stays as it is
     return Column(name, None, tuple(mean.tolist()), tuple(std.tolist()), column.size)
@@ -169,9 +170,13 @@ def numbers(table: pd.DataFrame, name: str, what: str, size: int = 1) -> Numbers
         DataError: The column is not there, or not of finite numbers.
     """
     found = _raw(Column(name, size=size), table, what)
+    _refuse_infinite(found, name, what)
+    return found
+
+
+def _refuse_infinite(found: Numbers, name: str, what: str) -> None:
     if np.isinf(found).any():
         raise DataError(f"{what}: column {name!r} has an infinite number")
-    return found
 
 
 def _categories(column: Column, table: pd.DataFrame, what: str) -> Tensor:

@@ -240,9 +240,10 @@ def _connected(folders: Sequence[Folder], names: Names) -> tuple[Connected, tupl
             table = read_table(Path(path))
             if names.graph in table.columns:
                 raise DataError(f"{path}: a graph of a folder of its own has no column {names.graph!r}")
+            table = table.assign(**{names.graph: folder.id})
             if into and set(table.columns) != set(into[0].columns):
                 raise DataError(f"{path} has other columns than the tables of {folders[0].id!r}")
-            into.append(table.assign(**{names.graph: folder.id}))
+            into.append(table)
     what = (f"the nodes of {len(folders)} graphs", f"the edges of {len(folders)} graphs")
     nodes, edges = (pd.concat(each, ignore_index=True) for each in tables)
     return connect(nodes, edges, names, what), what
