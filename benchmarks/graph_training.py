@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "graph_training.json"
 HEADER = (
     "config", "model", "parameters", "figure", "mean", "deviation", "seeds", "epochs", "CPU seconds a run",
 )  # fmt: skip
-SMALL: dict[str, object] = {"hidden_dim": 64, "L": 4, "dropout": 0.1}
+SMALL: dict[str, object] = {"hidden_dim": 64, "L": 4, "dropout": 0.1, "readout": "mean"}
 
 
 @dataclass(frozen=True)
