@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from manyheads.core.ops.attention import attention
 from manyheads.core.ops.local_attention import local_attention
+from manyheads.core.products import project
 
 
 class LongformerAttention(nn.Module):
@@ -53,7 +54,7 @@ class LongformerAttention(nn.Module):
 
     def forward(self, x: Tensor, global_tokens: int | Tensor = 0, mask: Tensor | None = None) -> Tensor:
         """Return the attended values, heads side by side."""
-        q, k, v = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        q, k, v = (self._split(project(layer, x)) for layer in (self.query, self.key, self.value))
         none = isinstance(global_tokens, int) and global_tokens == 0
         rows = None if none else self._global(x, global_tokens, mask)
         out = local_attention(q, k, v, self.window, global_tokens=global_tokens, global_rows=rows, mask=mask)
@@ -72,7 +73,7 @@ class LongformerAttention(nn.Module):
         query = self._split(self.query_global(tokens))
         if tokens.shape[1] <= self.most_folded:
             return self._few(x, query, mask)
-        key, value = self._split(self.key_global(x)), self._split(self.value_global(x))
+        key, value = (self._split(project(layer, x)) for layer in (self.key_global, self.value_global))
         return attention(query, key, value, mask=None if mask is None else mask[:, None, None])
 
     def _few(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:

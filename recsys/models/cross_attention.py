@@ -18,7 +18,7 @@ from manyheads.core.errors import UsageError
 from manyheads.core.layers.attention import MultiHeadAttention
 from manyheads.core.products import project
 from manyheads.core.sizes import check_sizes
-from manyheads.recsys.models.recformer import TextEncoder, TextSizes, TextStates
+from manyheads.recsys.models.text_encoder import TextEncoder, TextSizes, TextStates
 from manyheads.recsys.texts import TextBatch
 
 MISSING = -1  # a category that is not known; a number that is not is NaN

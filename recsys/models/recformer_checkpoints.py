@@ -13,7 +13,8 @@ from torch import Tensor
 
 from manyheads.core.errors import DataError
 from manyheads.core.weights import check_fit, read_tensors
-from manyheads.recsys.models.recformer import TYPES, Recformer, TextSizes
+from manyheads.recsys.models.recformer import Recformer
+from manyheads.recsys.models.text_encoder import TYPES, TextSizes
 
 WORDS = "longformer.embeddings.word_embeddings.weight"
 _TRAINED = "_forward_module.model."  # what lightning and DeepSpeed put before every name

@@ -9,8 +9,9 @@ import torch
 from manyheads.core.errors import DataError
 from manyheads.recsys.losses import cross_entropy, sampled_softmax
 from manyheads.recsys.models.encoder import Packed, starts_of
-from manyheads.recsys.models.recformer import Embeddings, Recformer, TextSizes, pretraining
+from manyheads.recsys.models.recformer import Recformer, pretraining
 from manyheads.recsys.models.recformer_checkpoints import from_longformer, from_recformer
+from manyheads.recsys.models.text_encoder import Embeddings, TextSizes
 from manyheads.recsys.recformer_figures import recformer_figures
 from manyheads.recsys.texts import ItemTexts, TextBatch, TextTokens, item_texts, text_batch
 from manyheads.recsys.word_masking import MaskedText, WordMasks
