@@ -7,6 +7,7 @@ cross-entropy over the catalogue it is the strong sibling of BERT4Rec (Klenitski
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from manyheads.core.sizes import check_sizes
@@ -49,8 +50,14 @@ class SASRec(nn.Module):
     def queries(self, histories: Packed) -> Tensor:
         """Return what foretells each history's next item: the state of its last, `[B, H]`.
 
-        Of a history that is too long the newest items count; none may be empty.
+        Of a history that is too long the newest items count.
+
+        Raises:
+            ValueError: A history is empty (looked at on a CPU).
         """
+        lengths = histories.lengths
+        if lengths.is_cpu and not torch.compiler.is_compiling() and (lengths == 0).any():
+            raise ValueError("a history is empty: SASRec has nothing to go on from")
         kept = newest(histories, self.encoder.sizes.max_len)
         y: Tensor = self(kept, kept.starts[1:].long() - 1)
         return y

@@ -118,6 +118,8 @@ def test_a_user_without_history_is_asked_by_a_mask_alone():
     model = small(bert4rec)
     empty = Packed(torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))
     torch.testing.assert_close(model.queries(empty), model(torch.tensor([[model.mask_token]]))[0])
+    with pytest.raises(ValueError, match="a history is empty"):
+        small(sasrec).queries(Packed(torch.tensor([3]), torch.tensor([0, 1, 1], dtype=torch.int32)))
 
 
 @MODELS
