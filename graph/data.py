@@ -20,7 +20,7 @@ from manyheads.graph.link_parts import EDGE, LinkSet, SampledLinks, WholeLinks
 from manyheads.graph.links import Links
 from manyheads.graph.losses import Kind
 from manyheads.graph.memory import describe, take
-from manyheads.graph.options import Encodings, Loading, Molecules, Tables, Targets
+from manyheads.graph.options import Encodings, Loading, Molecules, Tables
 from manyheads.graph.parts import (
     Batches,
     Flips,
@@ -39,10 +39,10 @@ from manyheads.graph.targets import Labels, Loaded, standardised
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-__all__ = ["Encodings", "GraphData", "Links", "Loading", "Molecules", "Names", "Split", "Tables", "Targets"]
+__all__ = ["Encodings", "GraphData", "Labels", "Links", "Loading", "Molecules", "Names", "Split", "Tables"]
 
 
-_SPLIT, _NAMES, _TARGETS, _TABLES = Split(), Names(), Targets(), Tables()
+_SPLIT, _NAMES, _TARGETS, _TABLES = Split(), Names(), Labels(), Tables()
 _MOLECULES, _ENCODINGS, _LOADING, _LINKS = Molecules(), Encodings(), Loading(), Links()
 
 
@@ -56,7 +56,7 @@ class GraphData(LightningDataModule):
         split: How graphs, or the nodes of one, are divided; "standard" of one's own tables is "random". Where
             pairs are predicted, how the edges of one are.
         columns: What columns of tables are called.
-        targets: A table's columns of targets.
+        targets: A table's columns of targets; data sets of the list have their own.
         tables: How tables of nodes and edges are read; the level "pair" is for data sets of one graph, too.
         molecules: How SMILES become graphs.
         encoding: What nodes are told of where they lie.
@@ -71,7 +71,7 @@ class GraphData(LightningDataModule):
         seed: int = 0,
         split: Split = _SPLIT,
         columns: Names = _NAMES,
-        targets: Targets = _TARGETS,
+        targets: Labels = _TARGETS,
         tables: Tables = _TABLES,
         molecules: Molecules = _MOLECULES,
         encoding: Encodings = _ENCODINGS,
@@ -81,8 +81,7 @@ class GraphData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset, self.seed, self.split, self.columns = dataset, seed, split, columns
-        self.asked = Labels(tuple(targets.names), targets.kind, targets.weight)
-        self.tables, self.molecules = tables, molecules
+        self.asked, self.tables, self.molecules = targets, tables, molecules
         self.encoding, self.loading, self.standardise = encoding, loading, standardise
         self.links = links
         self._given: Loaded | None = None
@@ -210,17 +209,8 @@ class GraphData(LightningDataModule):
             close = did_you_mean(self.dataset, published.NAMES)
             raise UsageError(f"no data set, table or folder {self.dataset!r}{close} (manyheads data list)")
         if path.is_dir():
-            return read_graphs(
-                path,
-                None if tables.level == "pair" else self.asked,
-                self.split,
-                tables.level,
-                self.columns,
-                tables.directed,
-                tables.node_columns,
-                tables.edge_columns,
-                tables.categories,
-            )
+            labels = None if tables.level == "pair" else self.asked
+            return read_graphs(path, labels, self.split, tables.level, tables.attributes, self.columns)
         cache = datasets.cache_folder() / "molecules"
         features = known.features or "ogb"
         return read_smiles(path, self.asked, self.split, self.columns, features, known.bad, cache)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from manyheads.core.errors import UsageError
 from manyheads.graph.conversion import Errors
-from manyheads.graph.losses import Kind
 from manyheads.graph.molecules import Features
 from manyheads.graph.preprocessing import EncodingKind, Level
+from manyheads.graph.tables import Attributes
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,6 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """A table's columns of targets; data sets of the list have their own.
-
-    Args:
-        names: The columns: several numbers or labels, or one class. Empty cells are unknown.
-        kind: "regression", "classification", or "multilabel": each column 0, 1 or empty.
-        weight: A column of what each row counts in training.
-    """
-
-    names: list[str] = field(default_factory=lambda: ["y"])
-    kind: Kind = "regression"
-    weight: str | None = None
-
-
-@dataclass(frozen=True)
 class Tables:
     """How tables of nodes and edges are read.
 
@@ -89,6 +74,11 @@ class Tables:
     edge_columns: list[str] | None = None
     categories: list[str] = field(default_factory=list)
     row_normalise: bool | None = None
+
+    @property
+    def attributes(self) -> Attributes:
+        """What is read of nodes and edges."""
+        return Attributes(self.node_columns, self.edge_columns, self.categories, self.directed)
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ class Tested:
                 for j in places:
                     if counts[i, j]:
                         dark = "white" if shares[i, j] > 0.5 else "black"
-                        axis.text(j, i, int(counts[i, j]), ha="center", va="center", color=dark, fontsize=8)
+                        axis.text(
+                            j, i, str(int(counts[i, j])), ha="center", va="center", color=dark, fontsize=8
+                        )
         figure.colorbar(picture, label="share of the true class")
         return figure

@@ -277,7 +277,8 @@ def _check_fixed(name: str, model: torch.nn.Module, inputs: Mapping[str, int | l
     if not isinstance(of, Inputs):
         return
     for key in _FIXED:
-        takes, has = getattr(of, key), inputs.get(key) or (() if key.endswith("types") else 0)
-        takes, has = (list(takes), list(has)) if isinstance(takes, tuple) else (takes, has)
+        found, given = getattr(of, key), inputs.get(key)
+        takes = list(found) if isinstance(found, tuple) else found
+        has = given or ([] if isinstance(found, tuple) else 0)
         if takes and takes != has:
             raise UsageError(f"{name} is made for {key} {takes}, the data have {has}: choose another model")

@@ -11,7 +11,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 
 from manyheads.core.errors import DataError, UsageError
-from manyheads.graph.data import Encodings, GraphData, Loading, Molecules, Split, Targets
+from manyheads.graph.data import Encodings, GraphData, Labels, Loading, Molecules, Split
 from manyheads.graph.memory import describe
 from manyheads.graph.preprocessing import Preprocessing, Target
 
@@ -93,7 +93,7 @@ def own(tmp_path: Path) -> GraphData:
         str(table(tmp_path)),
         split=Split("column", column="part"),
         columns=Names(smiles="mol", id="name"),
-        targets=Targets(["a", "b"]),
+        targets=Labels(["a", "b"]),
         molecules=Molecules("ogb", "skip"),
     )
 
@@ -107,7 +107,7 @@ def test_a_table_of_ones_own(own: GraphData) -> None:
 
 
 def test_what_cannot_be_is_refused(own: GraphData, tmp_path: Path) -> None:
-    strict = GraphData(str(table(tmp_path)), columns=own.columns, targets=Targets(["a"]))
+    strict = GraphData(str(table(tmp_path)), columns=own.columns, targets=Labels(["a"]))
     with pytest.raises(DataError, match=r"row 7.*not a SMILES"):
         strict.setup()
     with pytest.raises(UsageError, match=r"no data set, table or folder 'esl'.*'esol'"):
