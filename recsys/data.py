@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from manyheads.recsys.models.encoder import FIRST, Packed
 from manyheads.recsys.preprocessing import Preprocessing
 from manyheads.recsys.published import NAMES, read_published
 from manyheads.recsys.retrieval import Pairs
-from manyheads.recsys.sequences import Cells, Sequences, Windows, cells, k_core, packed, windows
+from manyheads.recsys.sequences import Cells, Places, Sequences, Windows, cells, k_core, packed, windows
 from manyheads.recsys.splits import Part, Questions, Split, by_ratio, by_time, leaks, leave_one_out
 
-__all__ = ["Columns", "Core", "Cutting", "RecommendationData", "Loading", "Rules", "Splitting"]
+__all__ = ["Columns", "Core", "Cutting", "Loading", "RecommendationData", "Rules", "Splitting"]
 
 log = logging.getLogger(__name__)
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,13 @@ class Asked(NamedTuple):
         histories: What these users chose before, as tokens.
         targets: What they chose then; rows count the batch's users.
         seen: What they had chosen already.
-        index: The numbers of the questions.
+        questions: Their numbers.
     """
 
     histories: Packed
     targets: Pairs
     seen: Pairs
-    index: Tensor
+    questions: Tensor
 
 
 _COLUMNS, _RULES, _CORE, _SPLITTING = Columns(), Rules(), Core(), Splitting()
@@ -301,7 +302,7 @@ class Ask:
         )
 
 
-def pack_windows(sequences: Sequences, first: Indices, end: Indices) -> Packed:
+def pack_windows(sequences: Sequences, first: Places, end: Places) -> Packed:
     """Return windows as tokens, one behind the other."""
     items, starts = packed(sequences.items, first, end, FIRST)
     return Packed(torch.from_numpy(items).long(), torch.from_numpy(starts).int())
@@ -332,5 +333,5 @@ def write_log(found: Log, path: Path) -> None:
     files.commit(written, path)
 
 
-def _same(made: Packed | Asked) -> Packed | Asked:
+def _same(made: B) -> B:
     return made

@@ -58,9 +58,9 @@ class Evaluation:
     def add(self, factors: Factors, asked: Asked) -> None:
         """Rank a batch's targets."""
         ranks = among = standing(factors, asked.targets, asked.seen).ranks()
-        index = asked.index.cpu().numpy()
+        index = asked.questions.cpu().numpy()
         if self.drawn is not None:
-            drawn = asked.index.new_tensor(self.drawn[index])
+            drawn = asked.questions.new_tensor(self.drawn[index])
             among = sampled.standing_among(factors, asked.targets.items, drawn).ranks()
         top = top_k(factors, max(self.ks), asked.seen)
         self._spread.add(top.items.cpu().numpy())

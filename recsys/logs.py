@@ -7,9 +7,9 @@ order decides figures (popularity's HR@10 is .0838 by it, .0498 with ties by ite
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -263,7 +263,7 @@ def _numbered(texts: pa.Array, left: Mask, vocabulary: Vocabulary, grow: bool) -
     return table.astype(np.int32)[coded.indices.to_numpy(zero_copy_only=False)]
 
 
-def _joined(parts: list[NDArray[np.generic]]) -> NDArray:  # type: ignore[type-arg]
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 

@@ -243,8 +243,8 @@ class Predictor:
         files = _state_of(source)
         held = self._held
         if held is None or held.files != files or (files is None and held.source is not source):
-            bad = "skip" if self.options.bad_rows == "skip" else "error"
-            log = read_log(source, self.preprocessing.columns, Rules(bad), self.ids, grow=False)
+            rules = Rules("skip" if self.options.bad_rows == "skip" else "error")
+            log = read_log(source, self.preprocessing.columns, rules, self.ids, grow=False)
             self._held = held = Held(source, files, Sequences.of(log))
         return held.sequences
 
@@ -278,7 +278,8 @@ class Predictor:
         found = Top(torch.full((batch.size, k), NONE), torch.full((batch.size, k), -torch.inf))
         if len(batch.by_model):
             device = self.model.items().weight.device
-            histories, seen = (type(x)(*(y.to(device) for y in x)) for x in (batch.histories, batch.seen))
+            histories = Packed(*(each.to(device) for each in batch.histories))
+            seen = Pairs(*(each.to(device) for each in batch.seen))
             factors = Factors(self.model.queries(histories).float(), *self._items())
             left_out = seen if self.options.seen == "leave_out" else None
             best = top_k(factors, k, left_out, None if allowed is None else allowed.to(device))

@@ -178,7 +178,7 @@ def leaks(split: Split) -> Leaks:
     overlap = int(((split.val < begin) | (split.test < split.val) | (end < split.test)).sum())  # of users
     parts = [_mask(split, part) for part in ("train", "val", "test")]
     training = int(parts[0].sum())
-    overlap += int((sum(part.astype(int) for part in parts) != 1).sum())
+    overlap += int((np.sum(parts, axis=0) != 1).sum())
     if times is None or overlap:
         return Leaks(0, overlap, None, training)
     owners = split.sequences.owners()

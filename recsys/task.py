@@ -301,7 +301,7 @@ class Recommender(LightningModule):
         if part not in self._popularity:
             data, beside = self._data, self._begin()
             for asked in data.question_loader(part, alone=True):
-                beside.add(popularity(data.counts, len(asked.index)), asked)
+                beside.add(popularity(data.counts, len(asked.questions)), asked)
             self._popularity[part] = beside
         figures, popular = found.figures(), self._popularity[part].figures()
         self.log_dict({f"{part}_{key}": value for key, value in figures.items()})

@@ -66,7 +66,7 @@ def test_questions_hold_the_history_before_the_target(tmp_path: Path) -> None:
         user = 0
         for batch in found.question_loader(part):  # type: ignore[arg-type]
             histories = rows(batch.histories)
-            assert batch.index.tolist() == list(range(user, user + len(histories)))
+            assert batch.questions.tolist() == list(range(user, user + len(histories)))
             assert batch.targets.rows.tolist() == list(range(len(histories)))
             for place, history in enumerate(histories):
                 whole = sequences.history(user).tolist()
