@@ -157,7 +157,7 @@ class Falling(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take hold of the optimizer."""
         self._watch = ReduceLROnPlateau(
-            trainer.optimizers[0], self.mode, self.options.factor, self.options.patience, eps=0
+            trainer.optimizers[0], self.mode, self.options.factor, self.options.patience, threshold=0, eps=0
         )
         if self._state is not None:
             self._watch.load_state_dict(self._state)

@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from manyheads.core import hub, optimization
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
-from manyheads.core.optimization import Optimizer
+from manyheads.core.optimization import Falling, Optimizer, Plateau
 from manyheads.core.training import make_averaging, run_steps
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
@@ -166,26 +165,27 @@ class Separator(LightningModule):
         return self._tested.write(folder)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, and a schedule by step, or one that halves the rate.
+        """AdamW, and a schedule by step, if the rate is not halved by the figure.
 
         Raises:
             UsageError: The run has no end that the schedule needs.
         """
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
         if self.objective.halve_after:
-            figure, mode = self.monitor
-            halving = ReduceLROnPlateau(
-                optimizer, mode, 0.5, self.objective.halve_after, threshold_mode="abs", eps=0
-            )
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halving, "monitor": figure}}
+            return optimizer
         steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
         schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Average the weights, if that is wanted."""
-        decay = self.optimizer.ema_decay
-        return [make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
+        """Average the weights and halve the rate, if that is wanted."""
+        decay, halve_after = self.optimizer.ema_decay, self.objective.halve_after
+        found: list[Callback] = []
+        if decay:
+            found.append(make_averaging(decay, self.trainer.strategy.root_device))
+        if halve_after:
+            found.append(Falling(Plateau(halve_after), *self.monitor))
+        return found
 
     def _si_sdr(self, batch: MixtureBatch) -> tuple[Tensor, Tensor]:
         """Return the SI-SDR of each mixture's best order, and the estimates."""
