@@ -1,18 +1,16 @@
 """A long recording separated in pieces: where they are cut, and how they are put together again.
 
-Pieces overlap. A model gives the speakers of each piece in an order of its own; over the overlap the order is
-found that fits the piece before best, and the two are faded into each other. The fade takes the middle half
-of the overlap, so that of each piece the ends, where the model saw one side only, are not heard.
+Pieces overlap, and over the overlap they are faded into each other. The fade takes the middle half of it, so
+that of each piece the ends, where the model saw one side only, are not heard. `alignment` finds which speaker
+is which.
 """
 
 from __future__ import annotations
 
-from itertools import permutations
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-
-DOUBTFUL = 0.1  # below this certainty two pieces may as well belong together in another order
 
 
 def cuts(length: int, size: int, overlap: int, least: int) -> list[tuple[int, int]]:
@@ -42,39 +40,10 @@ def fade(count: int) -> Tensor:
     return (2 * place - 0.5).clamp(0, 1)
 
 
-def order(before: Tensor, after: Tensor) -> tuple[list[int], float]:
-    """Find the order of `after`'s speakers that is closest to `before`, by least squares.
-
-    Args:
-        before, after: The same stretch of the recording, from two pieces.
-
-    Shape:
-        Both `[speakers, L]`.
-
-    Returns:
-        The order, and its certainty: how much better it fits than the next best, 0 (both alike, or silence)
-        to 2. Where several fit alike the speakers stay as they are.
-    """
-    products = before.double() @ after.double().T
-    fits = sorted(
-        (-sum(float(products[i, j]) for i, j in enumerate(each)), each)
-        for each in permutations(range(len(before)))
-    )
-    scale = float(before.double().norm() * after.double().norm())
-    if len(fits) == 1 or not scale:
-        return list(range(len(before))), 2.0 if len(fits) == 1 else 0.0
-    return list(fits[0][1]), (fits[1][0] - fits[0][0]) / scale
-
-
 class Joiner:
-    """Puts pieces together, in order; holds no more than a piece.
+    """Puts pieces together, in order; holds no more than a piece."""
 
-    Args:
-        doubtful: Joins in it so far whose order of speakers is not certain.
-    """
-
-    def __init__(self, doubtful: int = 0) -> None:
-        self.doubtful = doubtful
+    def __init__(self) -> None:
         self._held: Tensor | None = None
         self._at = 0
 
@@ -82,7 +51,7 @@ class Joiner:
         """Take the next piece, and return what no later one changes.
 
         Args:
-            piece: `[speakers, L]`.
+            piece: `[speakers, L]`, the speakers in the order of the piece before.
             start: Its place in the recording.
 
         Raises:
@@ -95,9 +64,6 @@ class Joiner:
         count = over.shape[1]
         if not 0 < count <= piece.shape[1]:
             raise ValueError(f"a piece at {start} does not overlap the one before")
-        best, certainty = order(over, piece[:, :count])
-        self.doubtful += certainty < DOUBTFUL
-        piece = piece[best]
         mixed = torch.lerp(over, piece[:, :count], fade(count).to(piece.dtype))
         self._held, self._at = torch.cat((mixed, piece[:, count:]), 1), start
         return ready
@@ -106,3 +72,16 @@ class Joiner:
         """Return what is left."""
         assert self._held is not None
         return self._held
+
+
+def join(pieces: Iterable[tuple[Tensor, int]], orders: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Put pieces together; yield what is ready, one stretch after the other.
+
+    Args:
+        pieces: Each with its start.
+        orders: Of each piece's speakers.
+    """
+    joiner = Joiner()
+    for (piece, start), order in zip(pieces, orders, strict=True):
+        yield joiner.add(piece[list(order)], start)
+    yield joiner.end()

@@ -1,7 +1,8 @@
 """Recordings of any length in, a file a speaker out: what batch jobs and serving see. Torch, no lightning.
 
 A recording is cut in spans, the records of a job: a long file is separated in parallel, in flat memory, and
-goes on where it was killed. A span is separated in chunks. `finish` joins the spans.
+goes on where it was killed. A span is separated in chunks. `finish` finds which speakers of all a recording's
+chunks are one, and joins the chunks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from manyheads.core.errors import BadRecord, DataError, UsageError, did_you_mean
 from manyheads.core.predictor import File, Row
 from manyheads.speech.audio import Recording, check_channel, read
 from manyheads.speech.separation import results as joined
-from manyheads.speech.separation.chunks import Joiner, cuts
+from manyheads.speech.separation.alignment import Alignment
+from manyheads.speech.separation.chunks import cuts, join
 from manyheads.speech.separation.results import FORMATS, SampleFormat, Span
 from manyheads.speech.sources import AudioRef, list_audio
 
@@ -43,7 +45,7 @@ class Options:
 
     Args:
         chunk_seconds: What the model sees of a recording at once.
-        overlap_seconds: Of neighbouring chunks: by it the speakers keep their order.
+        overlap_seconds: Of neighbouring chunks: by it, and by their voices, the speakers keep their order.
         span_seconds: What is done at once, and again where a job is killed.
         channel: "mix", the mean of a recording's channels, or the number of one.
         sample_format: Of the files: "pcm16" or "float".
@@ -54,7 +56,7 @@ class Options:
     """
 
     chunk_seconds: int = 24
-    overlap_seconds: int = 8  # over 3 s weak models were seen to lose the order, which all that follows keeps
+    overlap_seconds: int = 8  # over 3 s weak models were seen to lose the order
     span_seconds: int = 120
     channel: str = "mix"
     sample_format: SampleFormat = "pcm16"
@@ -105,13 +107,13 @@ class Separated:
 
     Args:
         mixture: What was separated, `[L]`.
-        speakers: `[speakers, L]`.
-        doubtful: Joins whose order of speakers is not certain.
+        chunks: `[chunks, speakers, samples]`, the speakers of each in an order of its own.
+        starts: Where the chunks begin.
     """
 
     mixture: Tensor
-    speakers: Tensor
-    doubtful: int
+    chunks: Tensor
+    starts: list[int]
 
 
 class Predictor:
@@ -122,8 +124,9 @@ class Predictor:
 
     A row of a part is a span; a job's `results` have a WAV a speaker, and `speakers.parquet` with a row each:
     `id, speaker, file, seconds, sample_rate`, `level_db` of the mixture's level, `silent`, `gain_db` (not 0
-    where 16-bit samples would have been clipped) and `doubtful_joins`, places where the order of the speakers
-    could not be told, for they are alike or silent there.
+    where 16-bit samples would have been clipped) and `doubtful_joins`, places where the overlap of two
+    chunks does not tell the order of the speakers, for they are alike or silent there, or tells another than
+    their voices do.
 
     Args:
         model: Gives `[B, speakers, L]` for mixtures `[B, L]` and `lengths`.
@@ -187,7 +190,10 @@ class Predictor:
         mono = channels.mean(0) if of.channel == "mix" else channels[int(of.channel)]
         if not len(mono) or not torch.isfinite(mono).all():
             raise BadRecord("NaN or infinite samples" if len(mono) else "it has no samples")
-        return self.forward([audio_functional.resample(mono, sample_rate, self.sample_rate)])[0].speakers
+        found = self.forward([audio_functional.resample(mono, sample_rate, self.sample_rate)])[0]
+        pieces = list(zip(found.chunks, found.starts, strict=True))
+        orders, _ = Alignment.of(pieces, self.sample_rate).orders()
+        return torch.cat(list(join(pieces, orders)), 1)
 
     def predict(self, source: core.Source, output: Path | str | None = None, **settings: Any) -> pd.DataFrame:
         """Separate a whole source; `manyheads predict` does it as a job.
@@ -312,10 +318,9 @@ class Predictor:
             separated.update(zip(now, self._separate([pieces[i][2] for i in now]), strict=True))
         found = []
         for index, samples in enumerate(batch):
-            joiner = Joiner()
             own = [i for i, piece in enumerate(pieces) if piece[0] == index]
-            ready = [joiner.add(separated.pop(i), pieces[i][1]) for i in own]
-            found.append(Separated(samples, torch.cat([*ready, joiner.end()], 1), joiner.doubtful))
+            chunks = torch.stack([separated.pop(i) for i in own])
+            found.append(Separated(samples, chunks, [pieces[i][1] for i in own]))
         return found
 
     def _separate(self, chunks: Sequence[Tensor]) -> list[Tensor]:
@@ -336,7 +341,7 @@ class Predictor:
         found: list[Row] = []
         for out, record in zip(outputs, records, strict=True):
             content = io.BytesIO()
-            np.save(content, out.speakers.numpy())
+            np.save(content, out.chunks.numpy())
             own = out.mixture[: record.until - record.start].double()
             span = Span(
                 record.ref.id,
@@ -345,8 +350,8 @@ class Predictor:
                 record.start,
                 record.stop - record.start,
                 float(own.square().sum()),
-                float(out.speakers.abs().max()),
-                out.doubtful,
+                float(out.chunks.abs().max()),
+                [record.start + start for start in out.starts],
                 File(content.getvalue(), ".npy"),
             )
             found.append(dict(vars(span)))

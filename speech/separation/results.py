@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -16,7 +17,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from manyheads.speech.separation.chunks import Joiner
+from manyheads.speech.separation.alignment import Alignment
+from manyheads.speech.separation.chunks import join
 from manyheads.speech.sources import file_stem
 
 SampleFormat: TypeAlias = Literal["pcm16", "float"]
@@ -47,7 +49,7 @@ COLUMNS: dict[str, str] = {
     "samples": "int64",
     "energy": "float64",
     "peak": "float64",
-    "doubtful_joins": "int32",
+    "chunks": "list<int64>",
     "audio": "string",
 }  # of a span's row: the fields of `Span`
 
@@ -61,9 +63,10 @@ class Span:
         span, spans: Its number, and how many there are.
         start, samples: Where it begins, and its length.
         energy: Of the mixture up to where the next span begins: the sum of squares.
-        peak: The loudest sample of any speaker.
-        doubtful_joins: Joins of chunks in it whose order of speakers is not certain.
-        audio: File of the speakers' samples, `[speakers, samples]` float32.
+        peak: The loudest sample of any speaker in any chunk.
+        chunks: Where in the recording each of its chunks begins.
+        audio: File of the chunks' samples, `[chunks, speakers, samples of a chunk]` float32; the speakers of
+            each are in the order that the model gave.
     """
 
     id: str
@@ -73,12 +76,13 @@ class Span:
     samples: int
     energy: float
     peak: float
-    doubtful_joins: int
+    chunks: list[int]
     audio: object
 
-    def load(self, parts: Path) -> Tensor:
-        """Return the speakers' samples `[speakers, samples]`."""
-        return torch.from_numpy(np.load(parts / str(self.audio), allow_pickle=False))
+    def load(self, parts: Path) -> Iterator[tuple[Tensor, int]]:
+        """Yield the chunks, each `[speakers, samples]` with its start."""
+        samples = np.load(parts / str(self.audio), allow_pickle=False)
+        return zip(torch.from_numpy(samples), self.chunks, strict=True)
 
 
 def whole(spans: Sequence[Span]) -> bool:
@@ -94,7 +98,9 @@ def write(
     sample_format: SampleFormat,
     silent_db: float,
 ) -> list[dict[str, Any]]:
-    """Join a recording's spans into one file a speaker.
+    """Join the chunks of a recording's spans into one file a speaker.
+
+    They are read twice: for the orders of their speakers, and to be written.
 
     The levels are the model's. Where 16-bit samples would be clipped, all speakers of the recording are made
     quieter by the same gain, and the rows say by how much.
@@ -113,14 +119,14 @@ def write(
     peak = max(span.peak for span in spans)
     gain = LOUDEST / peak if sample_format == "pcm16" and peak > LOUDEST else 1.0
     length = spans[-1].start + spans[-1].samples
-    count = len(spans[0].load(parts))
+    orders, doubtful = Alignment.of(_chunks(spans, parts), sample_rate).orders()
+    count = len(orders[0])
     stem, energies = file_stem(spans[0].id), torch.zeros(count, dtype=torch.float64)
     names = [f"{stem}.speaker{number}.wav" for number in range(1, count + 1)]
     (results / names[0]).parent.mkdir(parents=True, exist_ok=True)
-    joiner = Joiner(sum(span.doubtful_joins for span in spans))
     with ExitStack() as stack:
         files = [stack.enter_context(_create(results / n, length, sample_rate, sample_format)) for n in names]
-        for piece in _joined(joiner, spans, parts):
+        for piece in join(_chunks(spans, parts), orders):
             energies += piece.double().square().sum(1)
             for file, samples in zip(files, piece.numpy() * np.float32(gain), strict=True):
                 file.write(samples)
@@ -139,7 +145,7 @@ def write(
             "level_db": level if math.isfinite(level) else None,
             "silent": level < silent_db,
             "gain_db": 20 * math.log10(gain),
-            "doubtful_joins": joiner.doubtful,
+            "doubtful_joins": doubtful,
         }
         for number, (name, level) in enumerate(zip(names, levels, strict=True), 1)
     ]
@@ -150,10 +156,8 @@ def write_table(rows: Sequence[dict[str, Any]], results: Path) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), results / TABLE, compression="zstd")
 
 
-def _joined(joiner: Joiner, spans: Sequence[Span], parts: Path) -> Iterator[Tensor]:
-    for span in spans:
-        yield joiner.add(span.load(parts), span.start)
-    yield joiner.end()
+def _chunks(spans: Sequence[Span], parts: Path) -> Iterator[tuple[Tensor, int]]:
+    return chain.from_iterable(span.load(parts) for span in spans)
 
 
 def _decibel(energy: float, mixture: float) -> float:
