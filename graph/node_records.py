@@ -61,13 +61,13 @@ class Nodes:
     def shards(self, source: Source, size: int) -> list[NodeRun]:
         """Cut the nodes of a source's graphs into runs of at most `size`; sampled graphs are read here."""
         sized = (
-            ((folder, None if self.fanouts is None else self._stored(folder)), _rows(folder.nodes))
+            ((folder, None if self.fanouts is None else self.arrays(folder)), _rows(folder.nodes))
             for folder in graph_folders(source)
         )
         return list(runs(sized, size))
 
-    def _stored(self, folder: Folder) -> Path:
-        """Read and encode a graph, if that has not been done before."""
+    def arrays(self, folder: Folder) -> Path:
+        """Read and encode a graph that is sampled, if that has not been done before; return where it is."""
         of = replace(self.preprocessing, distances=0)  # of all pairs of nodes: not of a large graph
         about = {key: value for key, value in of.to_json().items() if key not in ("target", "fanouts")}
 
@@ -88,7 +88,7 @@ class Nodes:
                 source = stored.load(arrays)
                 names = source.ids[first:stop].to_pylist()
             else:
-                source = _whole(folder, stamp(folder), self.preprocessing)
+                source = whole_set(folder, stamp(folder), self.preprocessing)
                 names = source.names[first:stop]
             for number, name in enumerate(names, first):
                 yield Node(below(folder, name), number, source)
@@ -139,8 +139,8 @@ def _rows(path: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _whole(folder: Folder, stamp: tuple[int, ...], preprocessing: Preprocessing) -> WholeSet:
-    """Graphs as the model sees them whole; one folder's are kept."""
+def whole_set(folder: Folder, stamp: tuple[int, ...], preprocessing: Preprocessing) -> WholeSet:
+    """Return graphs as the model sees them whole; one folder's are kept."""
     graphs = preprocessing.encode(records.read(folder, preprocessing), _kept("encodings"))
     return WholeSet(graphs, graphs.batch([0]) if graphs.whole else None, stored.names_of(graphs))
 

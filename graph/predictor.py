@@ -1,4 +1,4 @@
-"""Molecules, graphs or nodes in, numbers or classes out: what batch jobs and serving see. No lightning."""
+"""Molecules, graphs, nodes, pairs in, numbers or classes out: what jobs and serving see. No lightning."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from manyheads.core.predictor import Record, Row
 from manyheads.graph.answers import Answers, OutputKind
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.node_records import Nodes
+from manyheads.graph.pair_records import Pair, Pairs
 from manyheads.graph.preprocessing import Preprocessing
 from manyheads.graph.records import Batch, Molecules, Records, WholeGraphs
 from manyheads.graph.sources import Columns
@@ -45,10 +46,10 @@ class Options:
 
 
 class Predictor:
-    """Predicts of molecules, of graphs, or of nodes.
+    """Predicts of molecules, of graphs, of nodes, or of pairs of nodes.
 
     A source is a table of SMILES (`smiles`), or folders of tables of nodes and edges (`sources` says more).
-    With samples of a graph's edges each node has a sample of its own, always the same one.
+    With samples of a graph's edges each node, or pair, has a sample of its own, always the same one.
 
     Args:
         model: A graph model of the catalogue.
@@ -88,8 +89,14 @@ class Predictor:
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """`id`, and the targets' columns: numbers, `label` and `probability`, or a probability each."""
-        return self.answers.columns
+        """`id`, and the targets' columns: numbers, `label` and `probability`, or a probability each.
+
+        Of pairs also `source` and `target`.
+        """
+        found = self.answers.columns
+        if self.preprocessing.level != "pair":
+            return found
+        return {"id": found.pop("id"), "source": "string", "target": "string"} | found
 
     @property
     def batch_size(self) -> int:
@@ -197,7 +204,11 @@ class Predictor:
 
     def rows(self, outputs: Tensor, records: Sequence[Record]) -> list[Row]:
         """Make a row a record."""
-        return self.answers.rows(outputs, [record.id for record in records])
+        found = self.answers.rows(outputs, [record.id for record in records])
+        for row, record in zip(found, records, strict=True):
+            if isinstance(record, Pair):
+                row["source"], row["target"] = record.ends
+        return found
 
 
 def _records(preprocessing: Preprocessing, options: Options) -> Records:
@@ -213,4 +224,6 @@ def _records(preprocessing: Preprocessing, options: Options) -> Records:
         return WholeGraphs(of)
     if of.input == "tables" and of.level == "node":
         return Nodes(of, of.fanouts if options.neighbours == "sampled" else None)
+    if of.input == "tables" and of.level == "pair":
+        return Pairs(of, of.fanouts if options.neighbours == "sampled" else None)
     raise UsageError(f"models of {of.input} that predict of each {of.level} cannot be used for prediction")

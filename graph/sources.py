@@ -3,7 +3,8 @@
 - SMILES: a CSV or parquet table with a column `smiles`, several of them, a folder of them, or a DataFrame.
   Ids are the column `id`, else the row's number from 0. Read in stretches: no table is ever in memory.
 - Nodes and edges: a folder with `nodes.csv` and `edges.csv` (or `.csv.gz`, `.parquet`), which is a graph, or
-  a folder of such folders, at any depth. Ids are the folders' names below the source.
+  a folder of such folders, at any depth. Ids are the folders' names below the source. Where pairs of nodes
+  are predicted, a table `pairs` beside them names these, as `edges` names edges.
 
 Several sources together: ids begin with the source's name.
 """
@@ -185,6 +186,19 @@ def _walk(path: Path) -> Iterator[tuple[str, str, str]]:
         elif any(pair):
             there, lacking = ("nodes", "edges") if pair[0] else ("edges", "nodes")
             raise DataError(f"{folder} has a table `{there}` and no table `{lacking}`")
+
+
+def pairs_of(folder: Folder) -> Path:
+    """Return the table `pairs` beside a graph's tables.
+
+    Raises:
+        DataError: There is none, or several.
+    """
+    path = Path(folder.nodes).parent
+    found = _one(path, [each.name for each in path.iterdir()], "pairs")
+    if found is None:
+        raise DataError(f"{path} has no table `pairs`, of the pairs of nodes to be predicted")
+    return found
 
 
 def _one(folder: Path, names: Sequence[str], stem: str) -> Path | None:

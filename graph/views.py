@@ -13,7 +13,8 @@ from manyheads.core.errors import BadRecord, UsageError
 from manyheads.core.predictor import Bad, Source
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.molecules import parse
-from manyheads.graph.node_records import SEED, Node
+from manyheads.graph.node_records import SEED, Node, WholeSet
+from manyheads.graph.pair_records import Pair
 from manyheads.graph.predictor import Predictor
 from manyheads.graph.sources import Smiles
 from manyheads.graph.stored import LargeGraph
@@ -83,22 +84,26 @@ def view(predictor: Predictor, record: Any) -> View:
     if isinstance(record, Smiles):
         return View(record.id, graphs, row, None, (), parse(record.text))
     if isinstance(record, Node):
-        return View(record.id, graphs, row, _names(predictor, record), (row,))
+        names = _names(predictor, record.source, [record.number])
+        return View(record.id, graphs, row, names, (row,))
+    if isinstance(record, Pair):
+        assert graphs.pairs is not None
+        names = _names(predictor, record.source, sample.ends)
+        return View(record.id, graphs, row, names, tuple(graphs.pairs[:, 0].tolist()))
     whole, number = sample
     first, last = (int(each) for each in whole.nodes[number : number + 2])
     return View(record.id, graphs, row, None if whole.node_ids is None else whole.node_ids[first:last])
 
 
-def _names(predictor: Predictor, record: Node) -> Sequence[str]:
-    """The names of the nodes of a node's graph, as the model sees it."""
-    source = record.source
+def _names(predictor: Predictor, source: WholeSet | LargeGraph, numbers: Sequence[int]) -> Sequence[str]:
+    """The names of the nodes of what the model sees of some nodes."""
     if isinstance(source, LargeGraph):
-        seeds, fanouts = torch.tensor([[record.number]]), predictor.preprocessing.fanouts
+        fanouts = predictor.preprocessing.fanouts
         assert fanouts is not None
-        nodes = source.sampled(seeds, fanouts, SEED).nodes
+        nodes = source.sampled(torch.tensor([numbers]), fanouts, SEED).nodes
         return list(source.ids.take(nodes.numpy()).to_pylist())
     bounds = source.graphs.nodes
-    owner = int(torch.searchsorted(bounds, record.number, right=True)) - 1
+    owner = int(torch.searchsorted(bounds, numbers[0], right=True)) - 1
     return source.names[int(bounds[owner]) : int(bounds[owner + 1])]
 
 
