@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from manyheads.core.errors import DataError
-from manyheads.core.tables import check_columns
+from manyheads.core.tables import CSV_ENDINGS, check_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_CATEGORIES = 4096  # of a column: more are names, or texts, of which nothing is learnt
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -115,7 +116,7 @@ def fit(
         categories: Columns whose numbers are categories.
 
     Raises:
-        DataError: A column is not there, or is empty.
+        DataError: A column is not there, is empty, or has too many different texts.
     """
     part = table if train is None else table.iloc[train]
     return tuple(_fit(part, name, what, name in categories) for name in names)
@@ -135,7 +136,13 @@ def _fit(table: pd.DataFrame, name: str, what: str, category: bool) -> Column:
             raise ValueError
         found = _raw(column, table, what) if column.size > 1 else _parsed(series)[:, None]
     except ValueError:
-        return Column(name, tuple(sorted(text_of(table, name, what).dropna().unique())))
+        kinds = sorted(text_of(table, name, what).dropna().unique())
+        if len(kinds) > MOST_CATEGORIES:
+            raise DataError(
+                f"{what}: column {name!r} has {len(kinds)} different texts, and categories are at most "
+                f"{MOST_CATEGORIES}; leave it out of the columns that are read"
+            ) from None
+        return Column(name, tuple(kinds))
     _refuse_infinite(found, name, what)
     mean, std = np.nanmean(found, 0), np.nanstd(found, 0)
     std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)  # a constant column stays as it is
@@ -145,6 +152,11 @@ def _fit(table: pd.DataFrame, name: str, what: str, category: bool) -> Column:
 def _there(table: pd.DataFrame, name: str, what: str) -> pd.Series[Any]:
     check_columns(what, [str(each) for each in table.columns], [name])
     return table[name]
+
+
+def place(what: str, row: int) -> str:
+    """Name a row of a table to the user: the line of a CSV, else the row counted from 0."""
+    return f"{what}, line {row + 2}" if what.lower().endswith(CSV_ENDINGS) else f"{what}, row {row}"
 
 
 def text_of(table: pd.DataFrame, name: str, what: str) -> pd.Series[str]:
@@ -219,7 +231,7 @@ def _parsed(series: pd.Series[Any]) -> Numbers:
         array = pc.utf8_trim_whitespace(array)
         array = pc.if_else(pc.equal(array, ""), None, array)
     try:
-        return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from manyheads.core.errors import BadRecord, DataError
 from manyheads.core.files import commit, flush, temporary
 from manyheads.graph.collection import GraphSet
+from manyheads.graph.columns import place
 from manyheads.graph.molecules import Features, Molecule, rdkit, smiles_to_graph
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,11 @@ class Converted:
 
 
 def convert(
-    smiles: Sequence[object], features: Features, errors: Errors = "error", cache: Path | None = None
+    smiles: Sequence[object],
+    features: Features,
+    errors: Errors = "error",
+    cache: Path | None = None,
+    what: str = "SMILES",
 ) -> Converted:
     """Convert SMILES.
 
@@ -56,6 +61,7 @@ def convert(
         features: "zinc" or "ogb".
         errors: What a row that cannot be read does: "error" stops, "skip" leaves it out and counts it.
         cache: Folder of what was converted before; nothing is kept if None.
+        what: Names the table in errors.
 
     Raises:
         DataError: A row cannot be read, and errors are not skipped; or none can be read.
@@ -63,19 +69,21 @@ def convert(
     path = None if cache is None else cache / f"molecules-{_digest(smiles, features)}.safetensors"
     found = None if path is None else _read(path)
     if found is None:
-        found = _convert(smiles, features)
+        found = _convert(smiles, features, what)
         if path is not None:
             _write(path, found)
     if found.bad:
         row, reason = found.bad[0]
         if errors == "error":
             more = f", and {len(found.bad) - 1} more rows are bad" if len(found.bad) > 1 else ""
-            raise DataError(f"row {row}: {reason}{more} (errors: skip leaves them out)")
-        log.warning("%d of %d rows are left out; row %d: %s", len(found.bad), len(smiles), row, reason)
+            raise DataError(f"{place(what, row)}: {reason}{more} (they can be skipped)")
+        log.warning(
+            "%s: %s; %d of %d rows are left out", place(what, row), reason, len(found.bad), len(smiles)
+        )
     return found
 
 
-def _convert(smiles: Iterable[object], features: Features) -> Converted:
+def _convert(smiles: Iterable[object], features: Features, what: str) -> Converted:
     molecules: list[Molecule] = []
     rows, bad, told = [], [], time.monotonic()
     for row, text in enumerate(smiles):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyheads.core.errors import DataError
 from manyheads.graph.collection import GraphSet
-from manyheads.graph.columns import text_of
+from manyheads.graph.columns import place, text_of
 from manyheads.graph.preprocessing import Names
 
 if TYPE_CHECKING:
@@ -146,14 +146,15 @@ def connect(nodes: pd.DataFrame, edges: pd.DataFrame, names: Names, what: tuple[
         wanted = _joined(_keys(edges, names.graph, what[1]), wanted) if both else wanted
         found = pc.index_in(wanted, value_set=keys)
         if found.null_count:
-            _refuse_unknown(wanted, found, name, what)
+            _refuse_unknown(edges, wanted, found, name, what)
         ends.append(found.to_numpy().astype(np.int64))
     source, target = ends
     bounds = np.r_[0, np.cumsum(np.bincount(graph, minlength=len(ids)))]
     if (wrong := np.flatnonzero(graph[source] != graph[target])).size:
         first = int(wrong[0])
         one, other = (ids[graph[end[first]]] for end in ends)
-        raise DataError(f"{what[1]}: row {first} joins graph {one!r} with graph {other!r}")
+        where = place(what[1], int(edges.index[first]))
+        raise DataError(f"{where}: an edge joins graph {one!r} with graph {other!r}")
     assert isinstance(own, pa.Array)
     return Connected(nodes, edges, ids, own.to_pylist(), bounds, source, target)
 
@@ -164,8 +165,8 @@ def _keys(table: pd.DataFrame, name: str, what: str) -> pa.Array:
 
     text = text_of(table, name, what)
     if (gaps := text.isna()).any():
-        row = int(np.flatnonzero(gaps.to_numpy())[0])
-        raise DataError(f"{what}: column {name!r} is empty in {int(gaps.sum())} rows, first in row {row}")
+        first = place(what, int(gaps.index[gaps.to_numpy().argmax()]))
+        raise DataError(f"{first}: column {name!r} is empty, here and in {int(gaps.sum()) - 1} more rows")
     array = pa.array(text, pa.large_string())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
@@ -188,10 +189,12 @@ def _refuse_twice(keys: pa.Array, what: str, across: bool) -> None:
     raise DataError(f"{what}: {len(keys) - distinct} rows name a node again, the first is {name!r}{hint}")
 
 
-def _refuse_unknown(wanted: pa.Array, found: pa.Array, name: str, what: tuple[str, str]) -> None:
+def _refuse_unknown(
+    edges: pd.DataFrame, wanted: pa.Array, found: pa.Array, name: str, what: tuple[str, str]
+) -> None:
     row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
     text = wanted[row].as_py().replace(_BETWEEN, ": ")
     raise DataError(
-        f"{what[1]}: column {name!r} names nodes that {what[0]} has not got, in {found.null_count} of "
-        f"{len(wanted)} rows; the first is {text!r} in row {row}"
+        f"{place(what[1], int(edges.index[row]))}: {name} {text!r} is no node of {what[0]}; so are those of "
+        f"{found.null_count - 1} more of the {len(wanted)} edges"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -179,7 +180,9 @@ class Preprocessing:
                 parts[name] = tuple(Column.from_json(each) for each in parts.get(name, ()))
             parts["names"] = Names(**parts.get("names", {}))
             parts["encoding"] = Encoding(**parts["encoding"])
-            target = {k: tuple(v) if isinstance(v, list) else v for k, v in parts["target"].items()}
+            target: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in parts["target"].items()
+            }
             parts["target"] = Target(**target)
             parts["fanouts"] = None if parts.get("fanouts") is None else tuple(parts["fanouts"])
             return cls(**parts)
@@ -198,9 +201,9 @@ class Preprocessing:
         """
         edge_index, starts = _all_edges(graphs), graphs.nodes
 
-        def found(encode: Any, **parameters: int) -> Tensor:
+        def found(encode: Callable[..., Tensor], **parameters: int) -> Tensor:
             if cache is None:
-                return encode(edge_index, starts, **parameters)  # type: ignore[no-any-return]
+                return encode(edge_index, starts, **parameters)
             return cached(cache, encode, edge_index, starts, **parameters)
 
         encoding = role = distances = None

@@ -96,7 +96,7 @@ def _zinc(folder: Path, split: Split, features: Features, errors: Errors, cache:
 
     tables = [pd.read_parquet(folder / f"{name}.parquet", columns=["smiles", "y"]) for name in _ZINC]
     table = pd.concat(tables, ignore_index=True)
-    found = convert(table["smiles"].tolist(), features, errors, cache)
+    found = convert(table["smiles"].tolist(), features, errors, cache, "zinc")
     sizes = [len(each) for each in tables]
     part = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))[found.rows]
     names = np.repeat(PARTS, sizes)
@@ -117,7 +117,7 @@ def _molecules(
     import pandas as pd
 
     table = pd.read_csv(path)
-    found = convert(table["smiles"].tolist(), features, errors, cache)
+    found = convert(table["smiles"].tolist(), features, errors, cache, str(path))
     y = torch.tensor(table[list(about.columns)].to_numpy(np.float32))[found.rows]
     graphs = _named(found.graphs, [str(row) for row in found.rows.tolist()], y)
     if split.kind == "standard":

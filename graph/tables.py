@@ -85,7 +85,7 @@ def read_table(path: Path, wanted: Sequence[str] | None = None) -> pd.DataFrame:
         table = csv.read_csv(
             path,
             csv.ReadOptions(column_names=names, skip_rows=1),
-            csv.ParseOptions(newlines_in_values=True),
+            csv.ParseOptions(),
             csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()),
                 include_columns=list(wanted or names),
@@ -126,7 +126,7 @@ def read_smiles(
     table = read_table(path, list(dict.fromkeys(wanted)))
     smiles = columns.text_of(table, names.smiles, what)
     texts = [text if isinstance(text, str) else None for text in smiles]
-    found = convert(texts, features, errors, cache)
+    found = convert(texts, features, errors, cache, what)
     rows = found.rows.numpy()
     table = table.iloc[rows]
     y, target = labels.read(table, what)
@@ -186,6 +186,9 @@ def read_graphs(
     if y is not None:
         mine = parts["train"] if train is None or level == "graph" else torch.from_numpy(train[graph_of_node])
         target = _standardised(target, y[mine])
+    for name in attributes.categories:
+        if name not in found.nodes.columns and name not in found.edges.columns:
+            raise UsageError(f"categories: neither {what[0]} nor {what[1]} has a column {name!r}")
     taken = {names.id, names.graph, split.column, *(labels.columns if labels else ())}
     node_columns = _fit(found.nodes, attributes.nodes, taken, what[0], train, graph_of_node, attributes)
     taken = {names.source, names.target, names.graph}
@@ -266,7 +269,9 @@ def _graph_rows(source: Path, names: Names, ids: Sequence[str]) -> tuple[pd.Data
         return table, what
     rows = keys.get_indexer(pd.Index(ids))
     if (rows < 0).any() or len(keys) > len(ids):
-        lacking = [name for name, row in zip(ids, rows, strict=True) if row < 0] or list(keys.difference(ids))
+        lacking = [name for name, row in zip(ids, rows, strict=True) if row < 0] or list(
+            keys.difference(list(ids))
+        )
         where = "no row for" if (rows < 0).any() else "a row without nodes for"
         raise DataError(f"{what} has {where} {len(lacking)} graphs, the first is {lacking[0]!r}")
     return table.iloc[rows], what

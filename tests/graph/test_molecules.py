@@ -159,12 +159,12 @@ def test_without_rdkit_the_package_is_named(monkeypatch):
 
 
 def test_bad_rows_by_policy(caplog):
-    with pytest.raises(DataError, match=r"row 1: not a SMILES: 'xx', and 1 more rows are bad"):
+    with pytest.raises(DataError, match="SMILES, row 1: not a SMILES: 'xx', and 1 more rows are bad"):
         convert(["CC", "xx", "CO", None], "ogb")
     found = convert(["CC", "xx", "CO", None], "ogb", "skip")
     assert found.rows.tolist() == [0, 2]
     assert [row for row, _ in found.bad] == [1, 3]
-    assert "2 of 4 rows are left out; row 1" in caplog.text
+    assert "row 1: not a SMILES: 'xx'; 2 of 4 rows are left out" in caplog.text
     with pytest.raises(DataError, match="no row has a molecule"):
         convert(["xx"], "ogb", "skip")
     with pytest.raises(DataError, match="there are no rows"):

@@ -225,15 +225,15 @@ def test_columns_by_other_names(tmp_path):
     [
         (
             {"edges": {"source": ["a", "q", "r"], "target": ["b", "a", "a"]}},
-            r"'source' names nodes that .* has not got, in 2 of 3 rows; the first is 'q' in row 1",
+            r"edges.csv, line 3: source 'q' is no node of .*nodes.csv; so are those of 1 more of the 3 edges",
         ),
         (
             {"edges": {"source": ["a", None], "target": ["b", "a"]}},
-            "'source' is empty in 1 rows, first in row 1",
+            r"edges.csv, line 3: column 'source' is empty, here and in 0 more rows",
         ),
         ({"edges": {"source": ["a"], "goal": ["b"]}}, "no column 'target'"),
         ({"nodes": {"id": ["a", "b", "c", "d", "e", "a"]}}, "1 rows name a node again, the first is 'a'"),
-        ({"nodes": {"id": ["a", "b", None, "d", "e", "f"]}}, "'id' is empty in 1 rows, first in row 2"),
+        ({"nodes": {"id": ["a", "b", None, "d", "e", "f"]}}, r"nodes.csv, line 4: column 'id' is empty"),
         ({"nodes": {"topic": ["u"] * 6}}, "column 'topic' has 1 classes, and two are needed"),
         ({"nodes": {"topic": [None] * 6}}, "has 0 classes"),
         ({"nodes": {"split": ["train"] * 6}}, "leaves the part 'val' empty"),
@@ -259,7 +259,10 @@ def test_many_graphs_that_cannot_be_used(tmp_path):
     refused(
         "edges", "where graphs share nodes' names, the table of edges", lambda t: t.drop(columns="graph_id")
     )
-    refused("edges", "'g2: b' in row 1", lambda t: t.assign(target=["b", "b", "c"]))
+    refused(
+        "edges", r"edges.csv, line 3: target 'g2: b' is no node", lambda t: t.assign(target=["b", "b", "c"])
+    )
+    refused("nodes", r"nodes.csv, line 3: column 'id' is empty", lambda t: t.assign(id=["a", None, *"czad"]))
     refused("graphs", "has no row for 1 graphs, the first is 'g3'", lambda t: t.drop(index=1))
     refused("graphs", "'g1' twice", lambda t: t.assign(graph_id=["g1", "g1", "g2"]))
     refused("nodes", "a row without nodes for 1 graphs, the first is 'g3'", lambda t: t.drop(index=3))
@@ -269,10 +272,32 @@ def test_many_graphs_that_cannot_be_used(tmp_path):
         read_graphs(folder, labels)
 
 
+def test_columns_of_names_are_refused(tmp_path):
+    count = 5000
+    nodes = {
+        "id": range(count),
+        "title": [f"paper {i}" for i in range(count)],
+        "topic": ["u", "v"] * (count // 2),
+    }
+    write(tmp_path, nodes=nodes, edges={"source": [0], "target": [1]})
+    with pytest.raises(DataError, match="column 'title' has 5000 different texts"):
+        read_graphs(tmp_path, CLASS, level="node")
+    assert read_graphs(tmp_path, CLASS, level="node", attributes=Attributes([])).graphs.x.shape == (count, 1)
+    with pytest.raises(UsageError, match="has a column 'colour'"):
+        read_graphs(tmp_path, CLASS, level="node", attributes=Attributes([], categories=["colour"]))
+
+
+def test_a_cell_with_a_line_break_is_refused(tmp_path):
+    folder = papers(tmp_path)
+    (folder / "edges.csv").write_text('source,target\n"a\nb",c\n')
+    with pytest.raises(DataError, match=r"edges.csv"):
+        read_graphs(folder, CLASS, level="node")
+
+
 def test_an_edge_between_graphs_is_refused(tmp_path):
     folder = many(tmp_path, graph_in_edges=False)
     pd.DataFrame({"source": ["g1a"], "target": ["g2a"]}).to_csv(folder / "edges.csv", index=False)
-    with pytest.raises(DataError, match="row 0 joins graph 'g1' with graph 'g2'"):
+    with pytest.raises(DataError, match="line 2: an edge joins graph 'g1' with graph 'g2'"):
         read_graphs(folder, Labels(["y"]))
 
 
@@ -321,7 +346,7 @@ def test_molecules_with_gaps_and_bad_rows(tmp_path):
     # the fifth row knows nothing: it is in no part
     assert {name: part.tolist() for name, part in parts.items()} == {"train": [0, 1], "val": [2], "test": [4]}
     assert (about.target.kind, about.target.names) == ("multilabel", ("a", "b"))
-    with pytest.raises(DataError, match="row 2: not a SMILES: 'xx'"):
+    with pytest.raises(DataError, match=r"table.csv, line 4: not a SMILES: 'xx'"):
         read_smiles(path, labels, split)
 
 
