@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Plain = bool | int | float | str | None
 TASK, POPULARITY = "recommendation", "popularity_"
+SHOWN = ("hr", "ndcg", "mrr")  # of validation
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ class Sampled:
 class Recommender(LightningModule):
     """Train a BERT4Rec or a SASRec, and measure it over the whole catalogue.
 
-    Logs `train_loss`; of validation and test what `metrics.measure` and `metrics.Spread` say (`val_hr@10`,
-    `val_ndcg@10`, `val_mrr`, `val_coverage@10` ...), seen items left out, ties counted half; and the same of
-    popularity (`val_popularity_ndcg@10` ...). The best epoch is that of the highest `val_ndcg@10`.
+    Logs `train_loss`; of validation `val_hr@10`, `val_ndcg@10` and `val_mrr@10`; of the test all that
+    `metrics.measure` and `metrics.Spread` say (`test_ndcg@20`, `test_mrr`, `test_coverage@10` ...); of both
+    the same of popularity (`val_popularity_ndcg@10` ...). All items are ranked but those seen, ties count
+    half. The best epoch is that of the highest `val_ndcg@10`.
 
     Args:
         num_items: Items of the catalogue; the data say it.
@@ -297,15 +299,16 @@ class Recommender(LightningModule):
         return found
 
     def _log(self, part: Part, found: Evaluation) -> tuple[dict[str, float], dict[str, float]]:
-        """Log the figures of a part, the model's and popularity's."""
+        """Log a part's figures, the model's and popularity's; of validation those that a picture shows."""
         if part not in self._popularity:
             data, beside = self._data, self._begin()
             for asked in data.question_loader(part, alone=True):
                 beside.add(popularity(data.counts, len(asked.questions)), asked)
             self._popularity[part] = beside
         figures, popular = found.figures(), self._popularity[part].figures()
-        self.log_dict({f"{part}_{key}": value for key, value in figures.items()})
-        self.log_dict({f"{part}_{POPULARITY}{key}": value for key, value in popular.items()})
+        shown = [f"{name}@{self._shown}" for name in SHOWN] if part == "val" else figures
+        self.log_dict({f"{part}_{key}": figures[key] for key in shown})
+        self.log_dict({f"{part}_{POPULARITY}{key}": popular[key] for key in shown})
         return figures, popular
 
     @property
