@@ -9,11 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch_geometric.data import Data
 
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.optimization import Optimizer, Plateau
 from manyheads.graph.collection import GraphSet
-from manyheads.graph.data import Encodings, GraphData, Loading
+from manyheads.graph.data import Encodings, GraphData, Loading, Split
 from manyheads.graph.losses import Kind, Loss
 from manyheads.graph.preprocessing import Target
 from manyheads.graph.task import GraphTask, recipe
@@ -239,3 +240,26 @@ def test_what_the_best_epoch_is_chosen_by() -> None:
     assert monitor("classification") == ("val_accuracy", "max")
     assert monitor("multilabel") == ("val_roc_auc", "max")
     assert monitor("multilabel", best_by="loss") == ("val_loss", "min")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_geometrics_graphs_train_with_lightnings_trainer() -> None:
+    """Rings and paths: only in a ring have all nodes two neighbours."""
+
+    def one(i: int) -> Data:
+        size = 4 + i % 5
+        edges = torch.stack([torch.arange(size - i % 2), torch.arange(1, size + 1 - i % 2) % size])
+        both = torch.cat([edges, edges.flip(0)], 1)
+        return Data(x=torch.ones(size, 2), edge_index=both, y=torch.tensor([i % 2]))
+
+    data = GraphData.from_torch_geometric(
+        [one(i) for i in range(60)],
+        "classification",
+        Split("folds", folds=4),
+        encoding=Encodings("degree", 4),
+        loading=Loading(batch_size=10),
+    )
+    task = GraphTask.of(data, "gine", arguments=dict(SMALL), optimizer=Optimizer(0.01, warmup_steps=2))
+    trainer = fit(task, data)
+    (found,) = trainer.test(task, datamodule=data, verbose=False)
+    assert found["test_accuracy"] == 1.0
