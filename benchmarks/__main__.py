@@ -38,6 +38,7 @@ TABLES = {
     ),
     "timeseries": ("timeseries",),
     "lagged": ("lagged",),
+    "graph": ("graph",),
     "speech": ("mossformer", "paraformer"),
     "vision": ("vision", "vim"),
 }

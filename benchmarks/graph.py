@@ -23,7 +23,7 @@ from manyheads.core.ops import EdgeOrder
 from manyheads.graph.encodings import laplacian, random_walk
 from manyheads.graph.graphs import Graphs, graph_ids
 from manyheads.graph.models.gps import gps_zinc
-from manyheads.graph.models.graph_transformer import Attention, graph_transformer_zinc
+from manyheads.graph.models.graph_transformer import GraphTransformerLayer, graph_transformer_zinc
 
 PEER = f"torch-geometric {torch_geometric.__version__}"
 
@@ -46,21 +46,28 @@ def batch(count: int, device: str = "cpu") -> Graphs:
     return Graphs(*(None if x is None else x.to(device) for x in found))
 
 
-class PlainAttention(nn.Module):
-    """Our attention's parameters, on torch-geometric's message passing."""
+class PlainLayer(nn.Module):
+    """Our layer's parameters, as its formula is written with nn.Linear on torch-geometric's messages."""
 
-    def __init__(self, ours: Attention) -> None:
+    def __init__(self, ours: GraphTransformerLayer) -> None:
         super().__init__()
-        self.Q, self.K, self.V, self.proj_e = ours.Q, ours.K, ours.V, ours.proj_e
-        self.messages = PlainMessages()
+        self.ours, self.messages = ours, PlainMessages()
 
     def forward(
         self, h: Tensor, e: Tensor, edge_index: Tensor, order: EdgeOrder | None = None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor]:
         """As ours."""
+        at = self.ours.attention
         q, k, v, edge = (f(x).unflatten(-1, (8, 8)) for f, x in
-                         ((self.Q, h), (self.K, h), (self.V, h), (self.proj_e, e)))  # fmt: skip
-        return self.messages(q, k, v, edge, edge_index)
+                         ((at.Q, h), (at.K, h), (at.V, h), (at.proj_e, e)))  # fmt: skip
+        mixed, products = self.messages(q, k, v, edge, edge_index)
+        return self._finish("_h", h, mixed.flatten(1)), self._finish("_e", e, products.flatten(1))
+
+    def _finish(self, s: str, x: Tensor, y: Tensor) -> Tensor:
+        part = self.ours.get_submodule
+        x = part(f"batch_norm1{s}")(x + part(f"O{s}")(y))
+        y = part(f"FFN{s}_layer2")(part(f"FFN{s}_layer1")(x).relu())
+        return part(f"batch_norm2{s}")(x + y)
 
 
 class PeerGPS(nn.Module):
@@ -99,8 +106,7 @@ def cases(device: str) -> Iterator[Case]:
     shape = f"128 graphs N{graphs.nodes} E{graphs.edge_index.shape[1]} L10 H64"
     ours, theirs = graph_transformer_zinc().to(device), graph_transformer_zinc().to(device)
     theirs.load_state_dict(ours.state_dict())
-    for layer in theirs.layers:
-        layer.attention = PlainAttention(layer.attention)
+    theirs.layers = nn.ModuleList(PlainLayer(layer) for layer in theirs.layers)
     own = graphs._replace(encoding=graphs.encoding[:, :8])
     yield Case(
         "graph_transformer_zinc training step", shape, f"{PEER} MessagePassing",

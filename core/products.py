@@ -5,10 +5,14 @@ oneDNN, which PyTorch has on board for convolutions, uses it. So where a product
 the call, and the CPU is one of those, it goes to oneDNN, and so do the two products of a linear layer's
 gradient; everywhere else to PyTorch's own. oneDNN adds up a row one product after the other, and its rounding
 grows with the length: rows are cut, so that it stays MKL's.
+
+What oneDNN compiles for a shape it keeps, of the last 1024 shapes. Where lengths or graphs make ever new shapes
+memory grows by hundreds of MiB, up to two GiB, and few of them ever come again: it is told to keep fewer.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,79 +22,90 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+# Both caches read their size at the first product. A training step of a MaxViT has fewer shapes than this.
+for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "128")
+
 # Products of a row that are added up at once; above it rounding grows past that of MKL, which cuts rows too.
 _ROW = 256
 # Multiplications below which the call's overhead is more than what it saves.
 _SMALL = 1 << 20
-# Gradients of weights: up to this size the rows are cut by oneDNN itself, and this many rows at once.
-_NARROW, _MANY = 1 << 16, 1 << 13
+# Gradients of weights up to this size are MKL's.
+_NARROW = 1 << 15
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, with oneDNN where it is faster.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.linear` with oneDNN where it is faster, and in the same pass `+ add` or a ReLU.
 
     Shape:
-        x `[..., K]`; weight `[N, K]`; bias `[N]`; the result `[..., N]`.
+        x `[..., K]`; weight `[N, K]`; bias `[N]`; add and the result `[..., N]`.
     """
     # Whether a graph is traced comes first: a look at sizes would put a guard on them.
-    plain = is_plain(x, weight, bias) and wide_vectors_unused()
+    plain = is_plain(x, weight, bias, add) and wide_vectors_unused()
     if not plain or weight.numel() * (x.numel() // x.shape[-1]) < _SMALL:
-        return F.linear(x, weight, bias)
+        return _finished(F.linear(x, weight, bias), add, relu)
     rows = x.reshape(-1, x.shape[-1])
-    out = _Linear.apply(rows, weight, bias) if _learns(x, weight, bias) else _cut(rows, weight, bias)
+    added = None if add is None else add.reshape(-1, weight.shape[0])
+    run = _Linear.apply if _learns(x, weight, bias, add) else _cut
+    out: Tensor = run(rows, weight, bias, added, relu)
     return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _finished(out: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+    out = out if add is None else add + out
+    return F.relu(out) if relu else out
 
 
 class _Linear(torch.autograd.Function):
     """A linear layer on rows `[M, K]`, with its gradients as products of this module."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _cut(x, weight, bias)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, relu: bool
+    ) -> Tensor:
+        out = _cut(x, weight, bias, add, relu)
+        ctx.save_for_backward(x, weight, out if relu else None)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        dx, dweight, dbias = ctx.needs_input_grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out = ctx.saved_tensors
+        dx, dweight, dbias, dadd, _ = ctx.needs_input_grad
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
         return (
             product(grad, weight) if dx else None,
             _outer(grad, x) if dweight else None,
             grad.sum(0) if dbias else None,
+            grad if dadd else None,
+            None,
         )
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """`a.t() @ b` of many rows `[M, N]` and `[M, K]`."""
-    narrow = a.shape[1] * b.shape[1] <= _NARROW
-    if not narrow or not is_plain_inference(a, b) or a.numel() * b.shape[1] < _SMALL:
-        # the longer side last, at which oneDNN is faster
-        return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
-    return _narrow_outer(a, b)
+    if a.shape[1] * b.shape[1] <= _NARROW:  # cutting many rows costs more than MKL's narrower vectors
+        return torch.mm(a.t(), b)
+    # the longer side last, at which oneDNN is faster
+    return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
 
 
-def _narrow_outer(a: Tensor, b: Tensor) -> Tensor:
-    """`_outer` by oneDNN's gradient of a weight, which cuts the rows itself: of narrow ones the calls cost."""
-    run, found = torch.ops.aten.mkldnn_linear_backward_weights, None
-    like = a.new_empty(a.shape[1], b.shape[1])  # no more than a size
-    for start in range(0, a.shape[0], _MANY):
-        rows = (x[start : start + _MANY].contiguous().to_mkldnn() for x in (a, b))
-        part = run(*rows, like, False)[0].to_dense()
-        found = part if found is None else found.add_(part)
-    assert found is not None  # a product has at least one row: `is_plain`
-    return found
-
-
-def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a linear layer, with oneDNN where it is faster; one with hooks, or another module, as it is.
+def project(layer: nn.Module, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Apply a linear layer as `linear` does; one with hooks, or another module, as it is.
 
     Shape:
-        x `[..., in]`; the result `[..., out]`.
+        x `[..., in]`; add and the result `[..., out]`.
     """
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
-        out: Tensor = layer(x)
-        return out
-    return linear(x, layer.weight, layer.bias)
+        return _finished(layer(x), add, relu)
+    return linear(x, layer.weight, layer.bias, add=add, relu=relu)
 
 
 def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
@@ -105,16 +120,21 @@ def product(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
     return _cut(a, b.t(), None, add)
 
 
-def _cut(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+def _cut(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None = None, relu: bool = False
+) -> Tensor:
     run = torch.ops.mkldnn._linear_pointwise
+    if relu and add is None and x.shape[1] <= _ROW:
+        found: Tensor = run(x, _plain(weight), bias, "relu", [], "")
+        return found
     for start in range(0, x.shape[1], _ROW):
         part, taps = x[:, start : start + _ROW], _plain(weight[:, start : start + _ROW])
         if add is None:
             add = run(part, taps, bias, "none", [], "")
         else:
-            add = run.binary(part, add, taps, None, "add")
-    assert add is not None  # a row has at least one element: `_takes`
-    return add
+            add = run.binary(part, add, taps, None if start else bias, "add")
+    assert add is not None  # a row has at least one element: `is_plain`
+    return F.relu(add) if relu else add
 
 
 def _plain(weight: Tensor) -> Tensor:

@@ -157,8 +157,9 @@ class GPSLayer(nn.Module):
             else:
                 mixed = h + self._drop(mixed)
             total = self._normed("norm1_local", mixed, graph, count) + total
-        inner = F.relu if self.activation == "relu" else F.gelu
-        y = project(self.ff_linear2, self._drop(inner(project(self.ff_linear1, total))))
+        y = project(self.ff_linear1, total, relu=self.activation == "relu")
+        y = y if self.activation == "relu" else F.gelu(y)
+        y = project(self.ff_linear2, self._drop(y))
         return self._normed("norm2", total + self._drop(y), graph, count), e
 
     def _drop(self, x: Tensor) -> Tensor:

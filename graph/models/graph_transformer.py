@@ -160,16 +160,19 @@ class GraphTransformerLayer(nn.Module):
     def _finish(self, s: str, x: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention, the same for nodes and edges with parameters of their own."""
         y = F.dropout(attended.flatten(1), self.dropout, self.training)
-        x = self._add(f"1{s}", x, project(self.get_submodule(f"O{s}"), y))
-        y = F.dropout(F.relu(project(self.get_submodule(f"FFN{s}_layer1"), x)), self.dropout, self.training)
-        return self._add(f"2{s}", x, project(self.get_submodule(f"FFN{s}_layer2"), y))
+        x = self._normed(f"1{s}", project(self.get_submodule(f"O{s}"), y, add=self._added(x)))
+        y = project(self.get_submodule(f"FFN{s}_layer1"), x, relu=True)
+        y = F.dropout(y, self.dropout, self.training)
+        return self._normed(f"2{s}", project(self.get_submodule(f"FFN{s}_layer2"), y, add=self._added(x)))
 
-    def _add(self, which: str, x: Tensor, y: Tensor) -> Tensor:
-        y = x + y if self.residual else y
+    def _added(self, x: Tensor) -> Tensor | None:
+        return x if self.residual else None
+
+    def _normed(self, which: str, x: Tensor) -> Tensor:
         if self.norm in ("layer", "both"):
-            y = self.get_submodule(f"layer_norm{which}")(y)
+            x = self.get_submodule(f"layer_norm{which}")(x)
         return (
-            batch_norm(self.get_submodule(f"batch_norm{which}"), y) if self.norm in ("batch", "both") else y
+            batch_norm(self.get_submodule(f"batch_norm{which}"), x) if self.norm in ("batch", "both") else x
         )
 
 

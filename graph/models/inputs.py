@@ -183,7 +183,7 @@ class MLPReadout(nn.Module):
         """Apply the layers, a ReLU between."""
         *first, last = self.FC_layers
         for layer in first:
-            x = F.relu(project(layer, x))
+            x = project(layer, x, relu=True)
         return project(last, x)
 
 
