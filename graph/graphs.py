@@ -108,3 +108,26 @@ def pad_pairs(flat: Tensor, starts: Tensor, most: int, fill: int) -> Tensor:
     if not flat.numel():
         return flat.new_full(both.shape, fill)
     return flat[index.where(both, 0)].where(both, fill)
+
+
+def full_graph(graphs: Graphs) -> Graphs:
+    """The same nodes with an edge between any two of a graph, in both directions, and none to themselves.
+
+    The edges' categories or features are zeros, as published. What was made of the old edges (encodings,
+    roles, distances) stays.
+
+    Shape:
+        edge_index `[2, n1 * (n1 - 1) + n2 * (n2 - 1) + ...]`, graph after graph.
+
+    Source:
+        Dwivedi and Bresson 2020, arXiv 2012.09699, "full graph".
+    """
+    sizes = graphs.sizes.long()
+    others = (sizes - 1).clamp(min=0).repeat_interleave(sizes)  # edges out of each node, [N]
+    source = torch.arange(graphs.nodes, device=sizes.device).repeat_interleave(others)
+    place = torch.arange(source.shape[0], device=sizes.device) - (others.cumsum(0) - others)[source]
+    target = graphs.starts.long()[graph_ids(graphs.starts, graphs.nodes)[source]] + place
+    target = target + (target >= source).long()  # not the node itself
+    edges, old = torch.stack([source, target]), graphs.edge_attr
+    attributes = None if old is None else old.new_zeros(edges.shape[1], *old.shape[1:])
+    return graphs._replace(edge_index=edges.to(graphs.edge_index.dtype), edge_attr=attributes)
