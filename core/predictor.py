@@ -8,7 +8,7 @@ A predictor may also have, where it has a use for them:
 - `settings`, what its rows depend on beside the model, by name, and `configure(settings)`, which returns one
   with others (raises UsageError for a value it has not got);
 - `shard_size`, records a part file where the caller names no number;
-- `count(shard)`, how many records a shard has, where that is often fewer: for the time left;
+- `count(shard)`, how many records a shard has, about, where that is often fewer: for the time left;
 - `prepare_threads`, how many records are prepared side by side, while the model runs: `prepare` must then be
   safe in threads, and release Python's lock to gain anything;
 - `named_files(source)`, the files that a source names without being in it: a job's fingerprint covers them;

@@ -6,7 +6,7 @@ the call, and the CPU is one of those, it goes to oneDNN, and so do the two prod
 gradient; everywhere else to PyTorch's own. oneDNN adds up a row one product after the other, and its rounding
 grows with the length: rows are cut, so that it stays MKL's.
 
-What oneDNN compiles for a shape it keeps, of the last 1024 shapes. Where lengths or graphs make ever new shapes
+What oneDNN compiles for a shape it keeps, of the last 1024 shapes. Where lengths or graphs make ever new ones
 memory grows by hundreds of MiB, up to two GiB, and few of them ever come again: it is told to keep fewer.
 """
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Both caches read their size at the first product. A training step of a MaxViT has fewer shapes than this.
+# Both caches read their size at the first product. To compile a shape again takes 0.1 to 0.2 ms.
 for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_name, "128")
 

@@ -7,7 +7,6 @@ quarter of a second.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +19,6 @@ from manyheads.speech.models.cif import LEAST
 from manyheads.speech.models.paraformer import Paraformer, Recognised
 from manyheads.speech.models.paraformer_timestamps import ROW_MS, timestamps
 from manyheads.speech.tokens import BLANK, END, START, Span
-
-# oneDNN keeps what it compiled for the last 1024 shapes; here every batch has shapes of its own, and memory
-# would grow by hundreds of MiB. Both caches read their size at the first product.
-for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, "64")
 
 HALF_MS = 250  # of a token, to each side of its middle
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SHARD_S = 900  # of recordings in a part file, about
 LONGEST_S = 600  # that a segment may have
+TALK_S = 5  # of a recording in which a detector finds one segment, about
 MOST_THREADS = 8
 SUBTITLES: dict[str, tuple[subtitles.Format, ...]] = {
     "none": (), "srt": ("srt",), "vtt": ("vtt",), "both": ("srt", "vtt"),
@@ -234,17 +235,24 @@ class Predictor:
         found: list[tuple[Unit, ...]] = []
         held: list[Unit] = []
         total = 0
-        for unit, length in self.reader.units(list_audio(source)):
-            if held and (len(held) >= size or total + length > SHARD_S * self.sample_rate):
+        for unit in self.reader.units(list_audio(source)):
+            if held and (len(held) >= size or total + unit.samples > SHARD_S * self.sample_rate):
                 found.append(tuple(held))
                 held, total = [], 0
             held.append(unit)
-            total += length
+            total += unit.samples
         return [*found, tuple(held)] if held else found
 
     def named_files(self, source: core.Source) -> Iterator[str]:
         """Yield the sound files that a source's manifests name."""
         return list_audio(source).named_files()
+
+    def count(self, shard: Sequence[Unit]) -> int:
+        """Return how many segments a shard has, about: they are found when it is read."""
+        of = self.options
+        # Without a detector pieces are cut somewhere in the second half of what they may have.
+        each = 0.75 * of.segment_seconds if of.vad == "none" else min(TALK_S, of.segment_seconds)
+        return sum(max(1, round(unit.samples / self.sample_rate / each)) for unit in shard)
 
     def read(self, shard: Sequence[Unit]) -> Iterator[Record]:
         """Stream the segments of a shard's recordings; one part of a recording is held at a time."""

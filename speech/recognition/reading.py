@@ -32,6 +32,7 @@ class Unit(NamedTuple):
 
     ref: AudioRef
     part: int | None  # None: all parts, of a recording that was not looked into
+    samples: int = 0  # at the model's rate; 0 where they are not known
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,22 @@ class Reader:
         self.window = window_of(sample_rate)
         self._open: tuple[AudioRef, Recording] | None = None
 
-    def units(self, refs: Iterable[AudioRef]) -> Iterator[tuple[Unit, int]]:
-        """Yield the parts of recordings, each with its samples; 0 where they are not known.
+    def units(self, refs: Iterable[AudioRef]) -> Iterator[Unit]:
+        """Yield the parts of recordings.
 
         Headers are read, for the lengths; of recordings that lie in a table not even these.
         """
         for ref in refs:
             if not isinstance(ref.place, str):
-                yield Unit(ref, None), 0
+                yield Unit(ref, None)
                 continue
             try:
                 ends = self._ends(ref, self._recording(ref))
             except BadRecord:
-                yield Unit(ref, None), 0  # `read` says why
+                yield Unit(ref, None)  # `read` says why
                 continue
             for part, (start, stop) in enumerate(pairwise(ends)):
-                yield Unit(ref, part), stop - start
+                yield Unit(ref, part, stop - start)
         self._close()
 
     def read(self, units: Iterable[Unit]) -> Iterator[Record]:
@@ -97,7 +98,7 @@ class Reader:
         The last recording stays open, for its next part to be read on from there: a format that is decoded
         from its start would cost much otherwise.
         """
-        for ref, wanted in units:
+        for ref, wanted, _ in units:
             part = wanted or 0
             try:
                 recording = self._recording(ref)

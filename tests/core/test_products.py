@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from manyheads.core import products
 from manyheads.core.testing import assert_accurate, nan_filled_empties
+
+SETTINGS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
@@ -159,3 +165,16 @@ def test_an_export_keeps_its_sizes_free():
     exported = torch.export.export(Layer(), (torch.randn(3, 64), weight), dynamic_shapes=shapes).module()
     x = torch.randn(1000, 64)
     torch.testing.assert_close(exported(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_compiled_shapes_that_are_kept(given, kept):
+    """What the user sets holds; else few are kept, for ever new lengths would fill the memory."""
+    environment = {key: value for key, value in os.environ.items() if key not in SETTINGS}
+    if given is not None:
+        environment |= dict.fromkeys(SETTINGS, given)
+    code = f"import os, manyheads.core.products; print([os.environ[name] for name in {SETTINGS}])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str([kept, kept])

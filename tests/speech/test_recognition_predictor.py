@@ -230,6 +230,20 @@ def test_shards_are_small(tmp_path, short_parts):
     assert of.shards(str(tmp_path), 3) == of.shards(str(tmp_path), 3)
 
 
+@pytest.mark.parametrize("vad", ["none", "energy"])
+def test_a_shard_counts_about_its_segments(tmp_path, vad):
+    """A job's time left is of these: a shard of one long recording is not one of 256 short ones."""
+    audio.write(tmp_path / "long.wav", talk(90, 6, pauses=[(5 * n - 0.8, 5 * n) for n in range(1, 18)]), RATE)
+    audio.write(tmp_path / "short.wav", talk(2, 7), RATE)
+    (tmp_path / "text.wav").write_text("no sound")
+    of = predictor(vad)
+    (shard,) = of.shards(str(tmp_path), 256)
+    found = len(list(of.read(shard)))
+    assert found == (20 if vad == "energy" else of.count(shard))
+    assert of.count(shard) == pytest.approx(found, rel=0.1)
+    assert of.count(shard[1:]) == 2
+
+
 def test_manifests(tmp_path):
     audio.write(tmp_path / "x.wav", talk(6, 7), RATE)
     content = (tmp_path / "x.wav").read_bytes()
