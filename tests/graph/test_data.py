@@ -108,7 +108,7 @@ def test_a_table_of_ones_own(own: GraphData) -> None:
 
 def test_what_cannot_be_is_refused(own: GraphData, tmp_path: Path) -> None:
     strict = GraphData(str(table(tmp_path)), columns=own.columns, targets=Labels(["a"]))
-    with pytest.raises(DataError, match=r"row 7.*not a SMILES"):
+    with pytest.raises(DataError, match="line 9: not a SMILES"):
         strict.setup()
     with pytest.raises(UsageError, match=r"no data set, table or folder 'esl'.*'esol'"):
         GraphData("esl").setup()

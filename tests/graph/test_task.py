@@ -70,7 +70,7 @@ def make_data(level: str, kind: Kind, **options: object) -> GraphData:
     return GraphData.of(graphs, target, parts(len(graphs)), **options)  # type: ignore[arg-type]
 
 
-def fit(task: GraphTask, data: GraphData, epochs: int = 25) -> Trainer:
+def fit(task: GraphTask, data: GraphData, epochs: int = 15) -> Trainer:
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -167,6 +167,24 @@ def test_a_rate_falls_with_the_figure() -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    "name", ["graph_transformer", "gps", "urpe", "gcn", "gine", "res_gated", "gated_gcn"]
+)
+@pytest.mark.parametrize("level", ["graph", "node"])
+def test_every_model_of_any_size_takes_what_the_data_have(name: str, level: str) -> None:
+    distances = 6 if name == "urpe" else 0
+    encoding = Encodings("random_walk", 4, distances=distances)
+    data = make_data(level, "multilabel", encoding=encoding, loading=Loading(batch_size=16))
+    task = GraphTask.of(data, name, arguments={"hidden_dim": 32, "L": 1})
+    batch = next(iter(data.train_dataloader()))
+    loss = task.criterion(task(batch), batch["target"])
+    loss.backward()
+    assert loss.isfinite()
+    readout = "node" if level == "node" else None
+    assert task.builder_arguments.get("readout") == readout
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in task.model.parameters())
+
+
 MOLECULES: dict[str, int | list[int] | None] = {"node_types": [28], "edge_types": [4], "outputs": 1}
 
 
@@ -260,6 +278,6 @@ def test_torch_geometrics_graphs_train_with_lightnings_trainer() -> None:
         loading=Loading(batch_size=10),
     )
     task = GraphTask.of(data, "gine", arguments=dict(SMALL), optimizer=Optimizer(0.01, warmup_steps=2))
-    trainer = fit(task, data)
+    trainer = fit(task, data, 25)
     (found,) = trainer.test(task, datamodule=data, verbose=False)
     assert found["test_accuracy"] == 1.0
