@@ -21,6 +21,7 @@ from manyheads.core.sizes import check_sizes
 
 PAD = 0
 FIRST = 1  # the token of item number 0
+GROUPS = 8  # that a batch is padded in, where weights are dropped
 Positions = Literal["start", "end"]
 
 
@@ -67,6 +68,17 @@ def pack(tokens: Tensor) -> Packed:
     """
     real = tokens != PAD
     return Packed(tokens[real], starts_of(real.sum(1)))
+
+
+def by_length(batch: Packed) -> tuple[Packed, Tensor]:
+    """Bring histories in the order of their lengths; return where each token was, too.
+
+    Shape:
+        the places `[T]`.
+    """
+    ranks = batch.lengths.argsort().argsort()
+    order = ranks[batch.rows()].argsort(stable=True)
+    return Packed(batch.tokens[order], starts_of(batch.lengths.sort().values)), order
 
 
 def starts_of(lengths: Tensor) -> Tensor:
@@ -150,12 +162,19 @@ class Attention(nn.Module):
         return cast(Tensor, self.LayerNorm(out, residual=x)[0])
 
     def _padded(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, dropped: float) -> Tensor:
-        """The same with dropped weights, which packed attention does not know."""
+        """The same with dropped weights, which packed attention does not know: a few histories at a time."""
+        if not len(q):
+            return q
         lengths = starts.diff()
-        real = torch.arange(int(lengths.max()), device=q.device) < lengths[:, None]  # [B, N]
-        q, k, v = (x.new_zeros(*real.shape, *x.shape[1:]).index_put((real,), x) for x in (q, k, v))
-        out = attention(q, k, v, mask=real[:, None, None], causal=self.causal, dropout_p=dropped)
-        return out[real]
+        few = lengths.split(-(-len(lengths) // (GROUPS if q.is_cpu else 1)))
+        tokens = [int(each.sum()) for each in few]
+        found = []
+        for each, *parts in zip(few, *(x.split(tokens) for x in (q, k, v)), strict=True):
+            real = torch.arange(int(each.max()), device=q.device) < each[:, None]  # [b, n]
+            q, k, v = (x.new_zeros(*real.shape, *x.shape[1:]).index_put((real,), x) for x in parts)
+            out = attention(q, k, v, mask=real[:, None, None], causal=self.causal, dropout_p=dropped)
+            found.append(out[real])
+        return torch.cat(found)
 
 
 class FeedForward(nn.Module):
@@ -287,6 +306,12 @@ class HistoryEncoder(nn.Module):
         Raises:
             ValueError: A history is longer than `max_len`.
         """
+        if isinstance(batch, Packed) and self.training and self.sizes.attn_dropout:
+            batch, order = by_length(batch)  # histories of like length are padded together
+            return self._states(batch)[order.argsort()]
+        return self._states(batch)
+
+    def _states(self, batch: Tensor | Packed) -> Tensor:
         tokens = batch.tokens if isinstance(batch, Packed) else batch
         where = positions(batch, self.sizes.max_len, self.sizes.count_from)
         x = self.LayerNorm(self.item_embedding(tokens), residual=self.position_embedding(where))[0]

@@ -10,7 +10,7 @@ from manyheads.core.errors import DataError, UsageError
 from manyheads.recsys.losses import cross_entropy
 from manyheads.recsys.masking import mask_items, next_items
 from manyheads.recsys.models.bert4rec import bert4rec, from_tensorflow
-from manyheads.recsys.models.encoder import Packed, pack
+from manyheads.recsys.models.encoder import Packed, by_length, pack
 from manyheads.recsys.models.sasrec import sasrec
 
 LENGTHS = [20, 1, 7, 13]
@@ -85,8 +85,10 @@ def test_bert4rec_sees_all():
 @MODELS
 def test_dropped_weights_of_packed_histories(make):
     """Attention that drops weights packs and pads by itself: with a chance of next to nothing, as without."""
-    packed = pack(histories())
-    wanted = small(make, attn_dropout=0.0)(packed)
+    rows = histories()
+    packed = pack(
+        torch.cat([rows, rows.flip(0), F.pad(rows[:, :11], (0, 9))])
+    )  # twelve: several are padded together
     torch.manual_seed(0)
     dropping = small(make, attn_dropout=1e-12, hidden_dropout=0.0)
     torch.manual_seed(0)
@@ -96,6 +98,15 @@ def test_dropped_weights_of_packed_histories(make):
     torch.testing.assert_close(dropping.train()(packed), wanted, atol=2e-5, rtol=1e-5)
     assert not torch.allclose(other.train()(packed), wanted, atol=1e-2)
     assert torch.isfinite(other(packed)).all()
+
+
+def test_in_order_of_length():
+    packed = pack(histories())
+    found, order = by_length(packed)
+    assert found.lengths.tolist() == [1, 7, 13, 20]
+    assert torch.equal(found.tokens, packed.tokens[order])
+    assert torch.equal(found.tokens[order.argsort()], packed.tokens)
+    assert found.tokens[-20:].tolist() == packed.tokens[:20].tolist()
 
 
 @MODELS
