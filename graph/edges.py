@@ -165,7 +165,7 @@ def _keys(table: pd.DataFrame, name: str, what: str) -> pa.Array:
 
     text = text_of(table, name, what)
     if (gaps := text.isna()).any():
-        first = place(what, int(gaps.index[gaps.to_numpy().argmax()]))
+        first = place(what, int(gaps.index[int(gaps.to_numpy().argmax())]))
         raise DataError(f"{first}: column {name!r} is empty, here and in {int(gaps.sum()) - 1} more rows")
     array = pa.array(text, pa.large_string())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

@@ -60,7 +60,7 @@ class Attributes:
     directed: bool = False
 
 
-ATTRIBUTES, STANDARD = Attributes(), Split()
+ATTRIBUTES, STANDARD, EDGE = Attributes(), Split(), Target("multilabel", ("edge",))
 
 
 def read_table(path: Path, wanted: Sequence[str] | None = None) -> pd.DataFrame:
@@ -170,27 +170,15 @@ def read_graphs(
             "graphs: where pairs are predicted there are no columns of targets, and else there are"
         )
     found, what = _connected(graph_folders(source), names)
-    single = level != "graph" and len(found.ids) == 1
-    rows, called = (
-        (found.nodes, what[0]) if single or labels is None else _graph_rows(source, names, found.ids)
-    )
-    target, y, weight = Target("multilabel", ("edge",)), None, None
-    parts: Parts = {}
-    if labels is not None:
-        own, of = (found.nodes, what[0]) if level == "node" else (rows, called)
-        (y, target), weight = labels.read(own, of), labels.weights(own, of)
-        one_each = single or level == "graph"  # a row of y for each row that is divided
-        parts = _divide(split, rows, called, y if one_each else torch.ones(len(rows), 1), target)
-    graph_of_node = found.graph_of_node
-    train = None if single or not parts else np.isin(np.arange(len(found.ids)), parts["train"].numpy())
-    if y is not None:
-        mine = parts["train"] if train is None or level == "graph" else torch.from_numpy(train[graph_of_node])
-        target = _standardised(target, y[mine])
+    asked = _Asked() if labels is None else _asked(found, what[0], source, labels, split, level, names)
+    train = None
+    if asked.parts and not asked.single:
+        train = np.isin(np.arange(len(found.ids)), asked.parts["train"].numpy())
     for name in attributes.categories:
         if name not in found.nodes.columns and name not in found.edges.columns:
             raise UsageError(f"categories: neither {what[0]} nor {what[1]} has a column {name!r}")
     taken = {names.id, names.graph, split.column, *(labels.columns if labels else ())}
-    node_columns = _fit(found.nodes, attributes.nodes, taken, what[0], train, graph_of_node, attributes)
+    node_columns = _fit(found.nodes, attributes.nodes, taken, what[0], train, found.graph_of_node, attributes)
     taken = {names.source, names.target, names.graph}
     edge_columns = _fit(found.edges, attributes.edges, taken, what[1], train, found.graph_of_edge, attributes)
     about = Preprocessing(
@@ -200,11 +188,36 @@ def read_graphs(
         directed=attributes.directed,
         names=names,
         level=level,
-        target=target,
+        target=asked.target,
     )
-    graphs = _graphs(found, about, what)
-    graphs = replace(graphs, y=y, weight=weight, level="graph" if level == "graph" else "node")
-    return Loaded(graphs, parts, about)
+    graphs = replace(_graphs(found, about, what), level="graph" if level == "graph" else "node")
+    return Loaded(replace(graphs, y=asked.y, weight=asked.weight), asked.parts, about)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is predicted, and the parts: of nodes where they are those of a single graph, else of graphs."""
+
+    target: Target = EDGE
+    y: Tensor | None = None
+    weight: Tensor | None = None
+    parts: Parts = field(default_factory=dict)
+    single: bool = False
+
+
+def _asked(
+    found: Connected, what: str, source: Path, labels: Labels, split: Split, level: Level, names: Names
+) -> _Asked:
+    single = level == "node" and len(found.ids) == 1
+    rows, called = (found.nodes, what) if single else _graph_rows(source, names, found.ids)
+    own, of = (found.nodes, what) if level == "node" else (rows, called)
+    (y, target), weight = labels.read(own, of), labels.weights(own, of)
+    one_each = single or level == "graph"  # a row of y for each row that is divided
+    parts = _divide(split, rows, called, y if one_each else torch.ones(len(rows), 1), target)
+    mine = parts["train"]
+    if not one_each:
+        mine = torch.from_numpy(np.isin(found.graph_of_node, mine.numpy()))
+    return _Asked(_standardised(target, y[mine]), y, weight, parts, single)
 
 
 def read_graph(nodes: str | Path, edges: str | Path, preprocessing: Preprocessing) -> GraphSet:
