@@ -18,7 +18,7 @@ from manyheads.core import parallel
 from manyheads.core.errors import UsageError
 from manyheads.core.products import linear
 
-USERS, ITEMS = 256, 4096  # of a block: 4 MB of scores
+CPU_BLOCK, BLOCK = (256, 4096), (1024, 1 << 16)  # users and items: 4 MB of scores, which stay near; 256 MB
 NONE = -1
 
 
@@ -115,8 +115,8 @@ def top_k(
     k: int | Tensor,
     seen: Pairs | None = None,
     allowed: Tensor | None = None,
-    users: int = USERS,
-    items: int = ITEMS,
+    users: int | None = None,
+    items: int | None = None,
 ) -> Top:
     """Return the best items for each user.
 
@@ -125,7 +125,7 @@ def top_k(
         k: How many; a tensor says it for each user, and has the width of its largest.
         seen: Items that a user is not given.
         allowed: The only items that anybody is given, in order.
-        users: Users of a block.
+        users: Users of a block; None takes as many as are fast.
         items: Items of a block.
 
     Raises:
@@ -144,6 +144,8 @@ def top_k(
             found = place[seen.items]
             seen = Pairs(seen.rows[found >= 0], found[found >= 0])
         factors = factors.select(allowed)
+    blocks = CPU_BLOCK if factors.queries.is_cpu else BLOCK
+    users, items = users or blocks[0], items or blocks[1]
     parts = [
         _best(factors.part(first, first + users), width, seen and seen.part(first, first + users), items)
         for first in range(0, len(factors.queries), users)
