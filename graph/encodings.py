@@ -1,8 +1,8 @@
 """Where a node lies in its graph: encodings of whole batches of graphs at once.
 
 Graphs of one size are worked on together as dense matrices, and spectra of small graphs by compiled loops:
-exact, nothing padded, and a graph's numbers do not depend on the others in the batch. An edge that is there
-several times counts as often.
+exact, nothing padded, and a graph's numbers do not depend on the others in the batch. Spectra of graphs too
+large to be made dense come from sparse matrices. An edge that is there several times counts as often.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def laplacian(edge_index: Tensor, starts: Tensor, k: int) -> Tensor:
         edge_index `[2, E]`; starts `[B + 1]`; the result `[N, k]` float32.
 
     Raises:
-        UsageError: k is not positive, or a graph is too large to be made dense.
+        UsageError: k is not positive.
+        DataError: The spectrum of a graph too large to be made dense did not converge.
         ValueError: An edge names a node that is not there, or leads into another graph.
 
     Source:
@@ -82,8 +83,11 @@ def laplacian_spectrum(edge_index: Tensor, starts: Tensor, k: int) -> Spectrum:
     if edge_index.is_cpu and numba_installed():
         small = starts.diff() <= SMALL
         _small_spectra(edge_index, starts, small, found)
-    if not bool(small.all()):
-        for graphs, rows, dense in _matrices(edge_index, starts, ~small):
+    large = starts.diff() > LARGEST
+    if bool(large.any()):
+        _large_spectra(edge_index, starts, large, found)
+    if not bool((small | large).all()):
+        for graphs, rows, dense in _matrices(edge_index, starts, ~(small | large)):
             _spectra(graphs, rows, dense, found)
     return found
 
@@ -109,6 +113,19 @@ def _small_spectra(edge_index: Tensor, starts: Tensor, small: Tensor, found: Spe
         step = max(1, -(-(high - low) // parallel.workers()))
         parallel.run([partial(part, i, min(i + step, high)) for i in range(low, high, step)])
     assert not any(failed), "a Laplacian's spectrum did not converge"
+
+
+def _large_spectra(edge_index: Tensor, starts: Tensor, large: Tensor, found: Spectrum) -> None:
+    """Fill in the spectra of graphs that are too large to be made dense, one by one on the CPU."""
+    from manyheads.graph.large_spectrum import large_spectrum
+
+    source, target, owner = _edges(edge_index, starts)
+    for graph in large.nonzero().flatten().tolist():
+        first, last = int(starts[graph]), int(starts[graph + 1])
+        ends = ((x[owner == graph] - first).cpu().numpy() for x in (source, target))
+        values, vectors = large_spectrum(*ends, last - first, found.values.shape[1])
+        found.values[graph] = torch.from_numpy(values)
+        found.vectors[first:last] = torch.from_numpy(vectors)
 
 
 def _spectra(graphs: Tensor, rows: Tensor, dense: Tensor, found: Spectrum) -> None:
@@ -316,13 +333,14 @@ def _matrices(
     source, target, owner = _edges(edge_index, starts)
     starts = starts.long()
     sizes = starts.diff()
-    if sizes.numel() and (most := int(sizes.max())) > LARGEST:
+    wanted = sizes if chosen is None else sizes[chosen]
+    if wanted.numel() and (most := int(wanted.max())) > LARGEST:
         raise UsageError(
             f"graph encodings: a graph of {most} nodes is too large to be made dense (at most {LARGEST})"
         )
     first = torch.searchsorted(owner, torch.arange(starts.shape[0], device=starts.device))
     counts = first.diff()
-    for size in sizes[chosen].unique().tolist() if chosen is not None else sizes.unique().tolist():
+    for size in wanted.unique().tolist():
         same = (sizes == size).nonzero().flatten()
         for graphs in same.split(max(1, CHUNK // max(1, size * size))):
             if not size:

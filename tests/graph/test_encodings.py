@@ -259,8 +259,11 @@ def test_what_cannot_be_encoded_is_refused(monkeypatch):
             encode(edge_index, torch.tensor([0, 2, 4]), 2)
         monkeypatch.setattr(encodings, "LARGEST", 3)
         monkeypatch.setattr(encodings, "SMALL", -1)
-        with pytest.raises(UsageError, match="a graph of 4 nodes is too large to be made dense"):
-            encode(edge_index, one(4), 2)
+        if encode is laplacian:  # which has a way for large graphs
+            assert encode(edge_index, one(4), 2).shape == (4, 2)
+        else:
+            with pytest.raises(UsageError, match="a graph of 4 nodes is too large to be made dense"):
+                encode(edge_index, one(4), 2)
         monkeypatch.undo()
 
 
