@@ -258,7 +258,7 @@ def kill_after(process, output, parts):
 
 def prove(model, source, small, tmp_path, inspect_folder, options):
     """A job, and one killed twice: the same bytes, and no more memory than a tenth of the input takes."""
-    least, line = finish(start(model, small, "-o", tmp_path / "small", *options))
+    least, line = finish(start(model, small, "-o", tmp_path / "tenth", *options))
     print(f"\na tenth: {least:.0f} MiB; {line}")
     peak, line = finish(start(model, source, "-o", tmp_path / "whole", *options))
     print(f"all: {peak:.0f} MiB; {line}")
