@@ -88,7 +88,8 @@ class Tested:
             measure = metrics.of_regression if self.kind == "regression" else metrics.of_multilabel
             found = measure(self.values, self.target)
             rows = [{"target": n, **f} for n, f in zip(self.names, found, strict=True)]
-        return pd.DataFrame(rows).astype({"rows": int})
+        table = pd.DataFrame(rows)
+        return table.astype({name: int for name in ("positives", "rows") if name in table})
 
     def _grid(self) -> tuple[Figure, list[object]]:
         from matplotlib.figure import Figure
