@@ -126,8 +126,8 @@ class Tables:
             self._append("nodes", found.nodes())
             self._append("edges", found.edges())
             self._append("features", found.features(features))
-        if found.view.graphs is not self.last:
-            self.last = found.view.graphs
+        if found.view.graphs.edge_index is not self.last:
+            self.last = found.view.graphs.edge_index
             self._append("attention", found.weights(each=each))
 
     def _append(self, name: str, table: pd.DataFrame | None) -> None:

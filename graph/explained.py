@@ -152,11 +152,12 @@ class Explained:
         return pd.DataFrame(parts | {"attribution": flat.numpy()[kept]})
 
     def weights(self, *, each: bool) -> pd.DataFrame | None:
-        """The attention: as `explain.table`."""
+        """The attention: as `explain.table`; the id is empty where the graph is of several rows."""
         view = self.view
         if self.attention is None:
             return None
-        return explain.table(self.attention, view.graphs, [view.id], view.names, each=each)
+        ids = ["" if view.shared else view.id]
+        return explain.table(self.attention, view.graphs, ids, view.names, each=each)
 
     def draw(self, path: Path) -> None:
         """Draw the molecule, or the graph as far as it is near the row's nodes."""

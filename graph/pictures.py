@@ -146,7 +146,7 @@ def graph_figure(edge_index: NDArray[np.integer[Any]], about: Sequence[int], sho
     """Return the figure of `draw_graph`."""
     from matplotlib.collections import LineCollection
 
-    norms = _norms(shown)
+    norms = _norms(shown, rooted=True)
     figure, axis = _figure(7.2, 6.4, shown, norms)
     count = len(shown.names)
     places = layout(edge_index, count)
@@ -202,12 +202,20 @@ def layout(edge_index: NDArray[np.integer[Any]], nodes: int, rounds: int = 200) 
     return places
 
 
-def _norms(shown: Shown) -> tuple[Normalize | None, Normalize | None]:
-    """How numbers become colours: attributions about zero, weights from zero."""
-    from matplotlib.colors import Normalize
+def _norms(shown: Shown, rooted: bool = False) -> tuple[Normalize | None, Normalize | None]:
+    """How numbers become colours: attributions about zero, weights from zero.
+
+    Args:
+        shown: The numbers.
+        rooted: Take attributions by their roots: a node's own is so much larger than its neighbours'.
+    """
+    from matplotlib.colors import FuncNorm, Normalize
 
     def about_zero(numbers: Floats) -> Normalize:
         largest = float(np.abs(numbers).max(initial=0)) or 1.0
+        if rooted:
+            root = (lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x**2)
+            return FuncNorm(root, -largest, largest)
         return Normalize(-largest, largest)
 
     nodes = None if shown.nodes is None else about_zero(shown.nodes)

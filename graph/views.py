@@ -31,6 +31,7 @@ class View:
         names: The nodes' names; None where they have none but their numbers.
         about: The nodes that the row is about; none where it is about the graph.
         molecule: The molecule, as rdkit has it, of a SMILES.
+        shared: Whether other rows are of the same graph.
     """
 
     id: str
@@ -39,6 +40,7 @@ class View:
     names: Sequence[str] | None = None
     about: tuple[int, ...] = ()
     molecule: Any = None
+    shared: bool = False
 
 
 def views(
@@ -85,11 +87,12 @@ def view(predictor: Predictor, record: Any) -> View:
         return View(record.id, graphs, row, None, (), parse(record.text))
     if isinstance(record, Node):
         names = _names(predictor, record.source, [record.number])
-        return View(record.id, graphs, row, names, (row,))
+        return View(record.id, graphs, row, names, (row,), None, isinstance(record.source, WholeSet))
     if isinstance(record, Pair):
         assert graphs.pairs is not None
         names = _names(predictor, record.source, sample.ends)
-        return View(record.id, graphs, row, names, tuple(graphs.pairs[:, 0].tolist()))
+        ends = tuple(graphs.pairs[:, 0].tolist())
+        return View(record.id, graphs, row, names, ends, None, isinstance(record.source, WholeSet))
     whole, number = sample
     first, last = (int(each) for each in whole.nodes[number : number + 2])
     return View(record.id, graphs, row, None if whole.node_ids is None else whole.node_ids[first:last])

@@ -183,6 +183,7 @@ def test_nodes(models: Path, inputs: Path, tmp_path: Path, model: str) -> None:
     if model == "node":
         attention = found["attention"]
         assert len(attention) == 2 * 59  # of the one graph, once
+        assert set(attention.id) == {""}
         assert set(attention.source) == {f"paper {i}" for i in range(60)}
     assert len(list((tmp_path / "why" / "pictures").glob("*.png"))) == 2
 
