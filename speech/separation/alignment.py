@@ -168,8 +168,8 @@ def _likeliest(
     """Return the likeliest order of each chunk, by its number, `[C]`."""
     steps = -OVERLAP * np.log(np.maximum(1 - overlaps, LEAST))  # [C - 1, P], by relation
     steps[:, 0] += 1e-6  # where nothing tells, the speakers stay as they are
-    best, second = np.sort(overlaps, 1)[:, :-3:-1].T
-    certain = (best - second >= CERTAIN)[:, None] & (overlaps < best[:, None])
+    first, second = np.sort(overlaps, 1)[:, :-3:-1].T
+    certain = (first - second >= CERTAIN)[:, None] & (overlaps < first[:, None])
     steps[certain] -= 1e9
     steps = steps[:, _relations(perms)]  # [C - 1, P before, P after]
     count, order = len(voices), np.array(perms)
@@ -205,7 +205,7 @@ def _chances(voices: Array, trust: Array, means: Array, known: Array, order: NDA
     distances = (squares - 2 * np.einsum("csf,icvf->icsv", voices, means)) / voices.shape[2]
     weights = trust[None, :, :, None] * (known / (known + 1))[:, :, None]
     costs = weights * distances / (2 * VARIANCE)
-    return -sum(costs[:, :, order[:, voice], voice] for voice in range(order.shape[1]))  # type: ignore[return-value]
+    return -sum(costs[:, :, order[:, voice], voice] for voice in range(order.shape[1]))
 
 
 def _viterbi(chances: Array, steps: Array) -> tuple[NDArray[np.int64], Array]:
