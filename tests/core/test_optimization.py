@@ -1,5 +1,6 @@
 """Optimizers of several domains: what decays, how rates fall, a fall that a resumed run repeats."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_rates_rise_and_fall() -> None:
         optimizer.step()
         schedule.step()
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
     with pytest.raises(UsageError, match="whole run"):
         make_schedule(optimizer, options, 4)
