@@ -254,6 +254,7 @@ class ConvModule(nn.Module):
     def _mapped(self, x: Tensor, frames: Frames | None) -> Tensor:
         """What is convolved: zero behind a row's end."""
         norm, mapping = self.mdl[0], self.mdl[1]
+        assert isinstance(mapping, nn.Linear)
         x = normed(norm, x) if isinstance(norm, nn.LayerNorm) else norm(x)
         x = linear(x, mapping.weight, mapping.bias)
         return silence(F.silu(x, inplace=not torch.is_grad_enabled()), frames)
