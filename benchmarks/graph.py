@@ -20,7 +20,7 @@ from torch_geometric.transforms import AddLaplacianEigenvectorPE, AddRandomWalkP
 from benchmarks.measure import Case
 from benchmarks.segment_attention import PlainMessages, molecules
 from manyheads.core.ops import EdgeOrder
-from manyheads.graph.encodings import laplacian, random_walk
+from manyheads.graph.encodings import laplacian, laplacian_spectrum, random_walk
 from manyheads.graph.graphs import Graphs, graph_ids
 from manyheads.graph.models.gps import gps_zinc
 from manyheads.graph.models.graph_transformer import GraphTransformerLayer, graph_transformer_zinc
@@ -144,4 +144,15 @@ def _encodings() -> Iterator[Case]:
             lambda ours=ours, k=k: ours(graphs.edge_index, graphs.starts, k),
             lambda transform=transform: [transform(one) for one in data],
             target=target,
+            difference=(lambda: _residual(graphs)) if name == "laplacian" else None, tolerance=1e-12,
         )  # fmt: skip
+
+
+def _residual(graphs: Graphs) -> float:
+    """The largest entry of `L v - value v` over all graphs."""
+    values, vectors = laplacian_spectrum(graphs.edge_index, graphs.starts, 8)
+    source, target = graphs.edge_index
+    scale = torch.bincount(source, minlength=graphs.nodes).double().rsqrt()  # every atom has a bond
+    near = torch.zeros_like(vectors).index_add(0, source, (scale[:, None] * vectors)[target])
+    own = values[graph_ids(graphs.starts, graphs.nodes)]
+    return float((vectors - scale[:, None] * near - own * vectors).abs().max())

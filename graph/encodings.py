@@ -122,8 +122,8 @@ def _large_spectra(edge_index: Tensor, starts: Tensor, large: Tensor, found: Spe
     source, target, owner = _edges(edge_index, starts)
     for graph in large.nonzero().flatten().tolist():
         first, last = int(starts[graph]), int(starts[graph + 1])
-        ends = ((x[owner == graph] - first).cpu().numpy() for x in (source, target))
-        values, vectors = large_spectrum(*ends, last - first, found.values.shape[1])
+        a, b = ((x[owner == graph] - first).cpu().numpy() for x in (source, target))
+        values, vectors = large_spectrum(a, b, last - first, found.values.shape[1])
         found.values[graph] = torch.from_numpy(values)
         found.vectors[first:last] = torch.from_numpy(vectors)
 
