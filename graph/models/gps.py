@@ -256,7 +256,7 @@ class GPS(nn.Module):
         e = embed_edges(self.edge, self.of, graphs, h)
         for layer in self.layers:
             h, e = layer(h, e, graphs.edge_index, graphs.starts)
-        return cast(Tensor, h)
+        return h
 
     def forward(self, graphs: Graphs) -> Tensor:
         """Score: `[N, outputs]`, `[P, outputs]` or `[B, outputs]` by the readout.

@@ -238,7 +238,7 @@ class GraphTransformer(nn.Module):
         order = edge_order(graphs.edge_index, graphs.nodes)
         for layer in self.layers:
             h, e = layer(h, e, graphs.edge_index, order)
-        return cast(Tensor, h)
+        return h
 
     def forward(self, graphs: Graphs) -> Tensor:
         """Score: `[N, outputs]`, `[P, outputs]` or `[B, outputs]` by the readout.

@@ -92,7 +92,7 @@ class MessagePassingNet(nn.Module):
                 continue
             y = layer(h, edge_index) if e is None else layer(h, edge_index, e)
             h = h + F.dropout(F.relu(batch_norm(self.norms[i], y)), self.dropout, self.training)
-        return cast(Tensor, h)
+        return h
 
     def forward(self, graphs: Graphs) -> Tensor:
         """Score: `[N, outputs]`, `[P, outputs]` or `[B, outputs]` by the readout.
