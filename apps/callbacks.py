@@ -77,11 +77,17 @@ class Validated(Callback):
     """Refuse a run that would end before its first validation: it would have no best checkpoint."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the run's steps with an epoch's."""
-        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        if 0 <= trainer.max_steps < epoch * (trainer.check_val_every_n_epoch or 1):
+        """Compare the run's epochs and steps with those before a validation."""
+        every = trainer.check_val_every_n_epoch or 1
+        if 0 <= (trainer.max_epochs or 0) < every:
             raise UsageError(
-                f"trainer.max_steps {trainer.max_steps} ends before the first validation, at step {epoch}: "
+                f"trainer.max_epochs {trainer.max_epochs} ends before the first validation, after {every} epochs: "
+                "raise it, or set trainer.check_val_every_n_epoch"
+            )
+        first = every * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if 0 <= trainer.max_steps < first:
+            raise UsageError(
+                f"trainer.max_steps {trainer.max_steps} ends before the first validation, at step {first}: "
                 "raise it, or shorten the epochs with trainer.limit_train_batches"
             )
 

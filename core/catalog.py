@@ -23,7 +23,7 @@ from manyheads.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-DOMAINS = ("vision", "timeseries", "speech", "graph")
+DOMAINS = ("vision", "timeseries", "speech", "graph", "recsys")
 ROOMS = Path(__file__).parents[1]  # the checkout, or the installed package: a folder each room
 
 

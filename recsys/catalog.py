@@ -12,20 +12,6 @@ TASKS: tuple[Task, ...] = (
         data="manyheads.recsys.data:RecommendationData",
         predictor="manyheads.recsys.predictor:Predictor",
     ),
-    Task(
-        name="text_recommendation",
-        summary="the same from the texts of items, for new ones too",
-        training="manyheads.recsys.text_task:TextRecommender",
-        data="manyheads.recsys.text_data:TextData",
-        predictor="manyheads.recsys.predictor:Predictor",
-    ),
-    Task(
-        name="text_classification",
-        summary="classes of texts, given who wrote them",
-        training="manyheads.recsys.classification_task:TextClassifier",
-        data="manyheads.recsys.classification_data:ClassificationData",
-        predictor="manyheads.recsys.classification_predictor:Predictor",
-    ),
 )
 
 
@@ -41,6 +27,8 @@ def _row(name: str, task: str, module: str, paper: str, licence: str, summary: s
     )
 
 
+# The models of texts (`models/recformer.py`, `models/cross_attention.py`) come with the tasks that train
+# them.
 MODELS: tuple[Entry, ...] = (
     _row(
         "bert4rec",
@@ -57,29 +45,5 @@ MODELS: tuple[Entry, ...] = (
         "arXiv 1808.09781",
         "Apache-2.0",
         "SASRec of any size: a history read forwards, each item foretelling the next",
-    ),
-    _row(
-        "recformer_base",
-        "text_recommendation",
-        "recformer",
-        "arXiv 2305.13731",
-        "MIT",
-        "Recformer, 148.1 million parameters: histories as texts of their items",
-    ),
-    _row(
-        "recformer",
-        "text_recommendation",
-        "recformer",
-        "arXiv 2305.13731",
-        "MIT",
-        "Recformer of any size",
-    ),
-    _row(
-        "cross_attention_fusion",
-        "text_classification",
-        "cross_attention",
-        "none (an abstract: consumer preferences by BERT and cross-attention)",
-        "ours",
-        "texts that attend to their customers' variables, classified",
     ),
 )

@@ -17,13 +17,12 @@ import pytest
 import torch
 
 from manyheads.core import hub
-from manyheads.core.catalog import DOMAINS, create_model
+from manyheads.core.catalog import create_model
 from manyheads.recsys.logs import Columns
 from manyheads.recsys.preprocessing import Preprocessing
 from manyheads.recsys.vocabulary import Vocabulary
 
 pytestmark = [
-    pytest.mark.skipif("recsys" not in DOMAINS, reason="the catalogue does not list recsys yet"),
     pytest.mark.slow,
 ]
 COMMAND = """

@@ -174,6 +174,9 @@ def test_a_run_must_reach_its_first_validation(
     assert call(*args, 5) == 2
     assert "max_steps 5 ends before the first validation" in capsys.readouterr().err
     assert call(*args, 5, "--trainer.limit_train_batches", 5) == 0
+    late = ("--trainer.max_epochs", 2, "--trainer.check_val_every_n_epoch", 3)
+    assert call(*args[:-1], *late, "--overwrite", "true") == 2
+    assert "max_epochs 2 ends before the first validation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["nowhere.ckpt", "https://example.org/last.ckpt"])

@@ -15,13 +15,11 @@ import manyheads
 from manyheads.apps import cli
 from manyheads.apps.curves import read_log
 from manyheads.core import hub
-from manyheads.core.catalog import DOMAINS
 
 # Until every task of its catalogue stands, the domain is not listed, and the command line does not know it.
-pytestmark = pytest.mark.skipif("recsys" not in DOMAINS, reason="the catalogue does not list recsys yet")
 needs_data = pytest.mark.skipif("MANYHEADS_DATA" not in os.environ, reason="MANYHEADS_DATA names no folder")
 SMALL = """\
-trainer: {max_epochs: 2}
+trainer: {max_epochs: 2, check_val_every_n_epoch: 1}
 model:
   arguments: {hidden_size: 16, layers: 1}
   optimizer: {warmup_steps: 5}

@@ -72,6 +72,8 @@ def test_every_model_round_trips(entry, tmp_path):
     if entry.domain == "graph":
         plain |= {"outputs": 2, "node_features": 5, "node_types": [28]}
     wanted = {key: value for key, value in plain.items() if key in takes}
+    if entry.domain == "recsys":
+        wanted |= {"num_items": 20}
     if "node_types" in wanted:
         wanted.pop("node_features", None)
     if "base" in takes:

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from manyheads.core import catalog, datasets
 from manyheads.core.products import linear
 from manyheads.recsys import retrieval
 from manyheads.recsys.logs import Log
@@ -32,14 +31,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalogue lists this domain: it will, once all of its tasks stand; then this goes."""
-    if "recsys" not in catalog.DOMAINS:
-        for module in (datasets, catalog):
-            monkeypatch.setattr(module, "DOMAINS", (*catalog.DOMAINS, "recsys"))
 
 
 class MovieLens:

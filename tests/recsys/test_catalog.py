@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from manyheads.core.catalog import arguments, builder
+from manyheads.core.catalog import builder
 from manyheads.recsys.catalog import MODELS, TASKS
+from manyheads.recsys.models.cross_attention import cross_attention_fusion
+from manyheads.recsys.models.recformer import recformer, recformer_base
 
 ARGUMENTS = {
     "bert4rec": {"num_items": 1682},
@@ -20,21 +22,24 @@ ARGUMENTS = {
 SIZES = {"bert4rec": 226_643, "sasrec": 220_608, "recformer_base": 148_110_336 + 5 * 768}
 
 
-@pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.name)
-def test_a_row_is_a_model(entry):
-    build, kept = builder(entry), ARGUMENTS[entry.name]
-    assert all(key in arguments(entry) for key in kept)
-    assert entry.task in {task.name for task in TASKS}
+BUILDERS = {entry.name: builder(entry) for entry in MODELS}
+TEXTS = {build.__name__: build for build in (recformer, recformer_base, cross_attention_fusion)}
+
+
+@pytest.mark.parametrize(("name", "build"), (BUILDERS | TEXTS).items(), ids=(BUILDERS | TEXTS).keys())
+def test_a_builder_makes_a_model(name, build):
+    kept = ARGUMENTS[name]
     with torch.device("meta"):
         model = build(**json.loads(json.dumps(kept)))
-    if entry.name in SIZES:
-        assert sum(p.numel() for p in model.parameters()) == SIZES[entry.name]
-    if entry.name == "recformer_base":
+    if name in SIZES:
+        assert sum(p.numel() for p in model.parameters()) == SIZES[name]
+    if name == "recformer_base":
         return  # 600 MB
     whole = build(**kept)
     assert whole.state_dict().keys() == model.state_dict().keys()
     assert all(value.isfinite().all() for value in whole.state_dict().values())
 
 
-def test_names_are_one_each():
-    assert len({entry.name for entry in MODELS}) == len(MODELS) == len(ARGUMENTS)
+def test_rows_have_a_task_and_a_name_each():
+    assert {entry.task for entry in MODELS} == {task.name for task in TASKS}
+    assert len({entry.name for entry in MODELS}) == len(MODELS)
