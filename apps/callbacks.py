@@ -79,10 +79,10 @@ class Validated(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the run's epochs and steps with those before a validation."""
         every = trainer.check_val_every_n_epoch or 1
-        if 0 <= (trainer.max_epochs or 0) < every:
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs < every:
             raise UsageError(
-                f"trainer.max_epochs {trainer.max_epochs} ends before the first validation, after {every} epochs: "
-                "raise it, or set trainer.check_val_every_n_epoch"
+                f"trainer.max_epochs {trainer.max_epochs} ends before the first validation, after {every}: "
+                "raise it, or lower trainer.check_val_every_n_epoch"
             )
         first = every * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         if 0 <= trainer.max_steps < first:
