@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from manyheads.core import predictor as core
 from manyheads.core.errors import DataError, UsageError, did_you_mean
-from manyheads.core.onednn import forget_shapes
 from manyheads.core.predictor import Record, Row
 from manyheads.graph.answers import Answers, OutputKind
 from manyheads.graph.graphs import Graphs
@@ -61,7 +60,6 @@ class Predictor:
     def __init__(
         self, model: nn.Module, preprocessing: Preprocessing, options: Options | None = None
     ) -> None:
-        forget_shapes()
         self.model, self.preprocessing = model.eval(), preprocessing
         names = preprocessing.names
         self.options = options or Options(smiles_column=names.smiles, id_column=names.id)
