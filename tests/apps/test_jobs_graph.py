@@ -217,7 +217,7 @@ def test_nodes_by_samples(tmp_path, capsys):
     assert "--neighbours some: it takes sampled, all" in capsys.readouterr().err
     (tmp_path / "in" / "edges.csv").write_text("source,target\nn1,m1\n")
     assert predict(model, tmp_path / "in", "-o", tmp_path / "no") == 1
-    assert "column 'target' names nodes" in capsys.readouterr().err
+    assert "edges.csv, line 2: target 'm1' is no node of" in capsys.readouterr().err
 
 
 def test_nodes_stopped_anywhere_give_the_same_bytes(tmp_path, inspect_folder):
