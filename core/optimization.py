@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from manyheads.core.errors import UsageError
-
-_FOREVER = 1e30  # a rate that ends nothing is above none
+from manyheads.core.training import make_averaging, run_steps
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Plateau:
             raise UsageError("plateau.stop_below needs plateau.patience: the rate never falls without it")
 
 
+NEVER = Plateau()  # the rate goes by step alone
+
+
 def make_optimizer(model: nn.Module, options: Optimizer) -> Adam:
     """Return Adam or AdamW over all parameters, in two groups."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -112,6 +115,39 @@ def make_schedule(optimizer: Adam, options: Optimizer, steps: int) -> LambdaLR:
     if options.schedule == "cosine" and steps <= options.warmup_steps:
         raise UsageError(f"optimizer.warmup_steps {options.warmup_steps} are the whole run of {steps} steps")
     return LambdaLR(optimizer, partial(rate, options, steps))
+
+
+def configure(
+    model: nn.Module, options: Optimizer, plateau: Plateau, trainer: Trainer, batches: int
+) -> OptimizerLRScheduler:
+    """Return what a task's `configure_optimizers` does: the optimizer, and a schedule by step.
+
+    Where the rate falls by the plateau there is no schedule.
+
+    Args:
+        batches: Of an epoch.
+
+    Raises:
+        UsageError: The run has no end that the schedule needs.
+    """
+    optimizer = make_optimizer(model, options)
+    if plateau.patience:
+        return optimizer
+    steps, _ = run_steps(trainer, batches)
+    schedule = make_schedule(optimizer, options, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def make_callbacks(
+    options: Optimizer, plateau: Plateau, trainer: Trainer, monitor: tuple[str, Literal["min", "max"]]
+) -> list[Callback]:
+    """Return what a task's `configure_callbacks` does: averaged weights and a falling rate, if wanted."""
+    found: list[Callback] = []
+    if options.ema_decay:
+        found.append(make_averaging(options.ema_decay, trainer.strategy.root_device))
+    if plateau.patience:
+        found.append(Falling(plateau, *monitor))
+    return found
 
 
 def check_plateau(options: Optimizer, plateau: Plateau) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,8 +52,12 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
         raise DataError(f"the weights do not fit this {name}: {faults}")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, wrappers: Sequence[str] = ()) -> dict[str, Tensor]:
     """Read a published file of weights: safetensors, or pickled tensors and nothing else.
+
+    Args:
+        path: The file.
+        wrappers: Names under which training wraps them; each that is there is taken off, in this order.
 
     Raises:
         DataError: It cannot be read, or holds something else than tensors by name.
@@ -69,6 +73,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} does not hold tensors alone ({why})") from error
+    for wrapper in wrappers:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise DataError(f"{path} is no state dict of tensors")
     return state

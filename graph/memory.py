@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from manyheads.core.errors import DataError
@@ -32,7 +33,17 @@ def describe(graphs: GraphSet) -> Preprocessing:
         return tuple(Column(n, tuple(map(str, range(m + 1)))) for n, m in zip(names, most, strict=True))
 
     edges = () if graphs.edge_attr is None else columns(graphs.edge_attr, "edge_attr")
-    return Preprocessing("tables", node_columns=columns(graphs.x, "x"), edge_columns=edges)
+    return Preprocessing(
+        "tables", node_columns=columns(graphs.x, "x"), edge_columns=edges, directed=_directed(graphs)
+    )
+
+
+def _directed(graphs: GraphSet) -> bool:
+    """Whether an edge is there without the one back."""
+    first = torch.repeat_interleave(graphs.nodes[:-1], graphs.edges.diff())
+    source, target = graphs.edge_index + first
+    count = len(graphs.x)
+    return not torch.equal((source * count + target).unique(), (target * count + source).unique())
 
 
 def take(dataset: Data | Iterable[Data], kind: TargetKind, split: Split) -> tuple[GraphSet, Target, Parts]:

@@ -17,8 +17,7 @@ from torch import Tensor
 from manyheads.core import optimization
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import DataError, UsageError
-from manyheads.core.optimization import Falling, Optimizer, Plateau
-from manyheads.core.training import make_averaging, run_steps
+from manyheads.core.optimization import Optimizer, Plateau
 from manyheads.graph import metrics
 from manyheads.graph.links import ranking
 from manyheads.graph.losses import Criterion, Kind, Loss
@@ -187,22 +186,12 @@ class GraphTask(LightningModule):
         Raises:
             UsageError: The run has no end that the schedule needs.
         """
-        optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        if self.plateau.patience:
-            return optimizer
-        steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
-        schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        batches = len(self._data.train_dataloader())
+        return optimization.configure(self.model, self.optimizer, self.plateau, self.trainer, batches)
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights and let the rate fall, if that is wanted."""
-        decay = self.optimizer.ema_decay
-        found: list[Callback] = []
-        if decay:
-            found.append(make_averaging(decay, self.trainer.strategy.root_device))
-        if self.plateau.patience:
-            found.append(Falling(self.plateau, *self.monitor))
-        return found
+        return optimization.make_callbacks(self.optimizer, self.plateau, self.trainer, self.monitor)
 
     def _figures(self) -> tuple[metrics.Figures, Tensor, Tensor]:
         """Return the figures, values and targets of all rows since the last call, of all processes, in order.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from manyheads.core import hub
+from manyheads.core import start
 from manyheads.core.errors import UsageError
-from manyheads.core.weights import misfits
 from manyheads.recsys.models.encoder import FIRST
 
 TABLE, BIAS = "encoder.item_embedding.weight", "output_bias"
@@ -25,9 +22,7 @@ def load_weights(model: nn.Module, name: str, folder: str, num_items: int) -> in
         UsageError: They are another model's.
         ManyheadsError: There is no such folder.
     """
-    found, config = hub.load_model(hub.find_folder(Path(folder)))
-    if config.name != name:
-        raise UsageError(f"start: {folder} is of {config.name}, not of {name}")
+    found, config = start.find(name, folder)
     old = int(str(config.arguments["num_items"]))
     if old > num_items:
         raise UsageError(f"start: {folder} has {old} items, and the model has {num_items}")
@@ -35,9 +30,7 @@ def load_weights(model: nn.Module, name: str, folder: str, num_items: int) -> in
     for key in (TABLE, BIAS):
         if key in state:
             state[key] = _grown(state[key], fresh[key], FIRST + old)
-    if faults := misfits(fresh, state):
-        raise UsageError(f"start: the weights of {folder} do not fit: {faults}")
-    model.load_state_dict(state)
+    start.load(model, state, folder)
     return num_items - old
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from manyheads.core.errors import DataError, UsageError, did_you_mean
-from manyheads.core.tables import refusing_broken
+from manyheads.core.errors import DataError, UsageError
+from manyheads.core.tables import check_columns, refusing_broken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,7 @@ class Tables:
             yield from self._read_text(path, SEPARATORS[kind_of(path)], wanted)
             return
         with pq.ParquetFile(str(path)) as file:
-            _check(str(path), file.schema_arrow.names, wanted)
+            check_columns(str(path), file.schema_arrow.names, wanted)
             for batch in file.iter_batches(ROWS, columns=list(wanted), use_threads=False):
                 yield {name: batch.column(name) for name in wanted}
 
@@ -113,7 +113,7 @@ class Tables:
                 csv.ParseOptions(delimiter=separator, invalid_row_handler=broken),
                 csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string())),
             )
-            _check(str(path), reader.schema.names, wanted)
+            check_columns(str(path), reader.schema.names, wanted)
             for batch in reader:
                 yield {name: batch.column(name) for name in wanted}
 
@@ -151,19 +151,10 @@ def _known(path: Path) -> bool:
     return kind_of(path) in (*SEPARATORS, ".parquet") and not path.name.startswith((".", "_"))
 
 
-def _check(source: str, names: Sequence[str], wanted: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            has = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
-            raise DataError(f"{source} has no column {name!r}{did_you_mean(name, names)} (it has: {has})")
-        if list(names).count(name) > 1:
-            raise DataError(f"{source} has two columns {name!r}")
-
-
 def _frame_batches(frame: pd.DataFrame, wanted: Sequence[str]) -> Iterator[Batch]:
     import pyarrow as pa
 
-    _check("DataFrame", [str(name) for name in frame.columns], wanted)
+    check_columns("DataFrame", [str(name) for name in frame.columns], wanted)
     for first in range(0, len(frame), ROWS):
         part = frame.iloc[first : first + ROWS]
         columns = {}

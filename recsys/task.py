@@ -17,7 +17,6 @@ from manyheads.core import optimization
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.core.optimization import Optimizer
-from manyheads.core.training import make_averaging, run_steps
 from manyheads.recsys import losses, sampled
 from manyheads.recsys.evaluation import Evaluation
 from manyheads.recsys.masking import Masked, mask_items, next_items
@@ -263,15 +262,12 @@ class Recommender(LightningModule):
         Raises:
             UsageError: The run has no end that the schedule needs.
         """
-        optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
-        schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        batches = len(self._data.train_dataloader())
+        return optimization.configure(self.model, self.optimizer, optimization.NEVER, self.trainer, batches)
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, if that is wanted."""
-        decay = self.optimizer.ema_decay
-        return [make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
+        return optimization.make_callbacks(self.optimizer, optimization.NEVER, self.trainer, self.monitor)
 
     def _begin(self, drawn: NDArray[np.int32] | None = None) -> Evaluation:
         data = self._data

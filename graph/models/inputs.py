@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyheads.core import sizes
 from manyheads.core.errors import UsageError
 from manyheads.core.products import project
 from manyheads.graph.graphs import Graphs
@@ -195,16 +196,11 @@ def check_sizes(
     Raises:
         UsageError: Says which, and what it is.
     """
-    for key, value in positive.items():
-        if value < 1:
-            raise UsageError(f"{name}: {key} must be positive, not {value}")
+    sizes.check_sizes(name, positive, **chances)
     if readout not in READOUTS:
         raise UsageError(f"{name}: no readout {readout!r} (there are {', '.join(READOUTS)})")
     if hidden_dim < 4:
         raise UsageError(f"{name}: hidden_dim must be at least 4, not {hidden_dim}")
-    for key, chance in chances.items():
-        if not 0 <= chance < 1:
-            raise UsageError(f"{name}: {key} must be at least 0 and less than 1, not {chance}")
 
 
 def read_out(h: Tensor, graphs: Graphs, how: Readout) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyheads.core import sizes
 from manyheads.core.errors import UsageError
 from manyheads.speech.models.mossformer_layers import (
     Frames,
@@ -253,13 +254,10 @@ def check_sizes(
     Raises:
         UsageError: Says which, and what it is.
     """
+    sizes.check_sizes(name, positive, dropout=dropout)
     for key, value in positive.items():
-        if value < 1:
-            raise UsageError(f"{name}: {key} must be positive, not {value}")
         if key in even and value % 2:
             raise UsageError(f"{name}: {key} must be even, not {value}")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"{name}: dropout must be at least 0 and less than 1, not {dropout}")
 
 
 def mossformer(

@@ -8,18 +8,14 @@ is seen by its keys; the caller of `load_weights` says what is expected, and any
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from manyheads.core import hub
 from manyheads.core.errors import DataError, UsageError
-from manyheads.core.weights import check_fit
+from manyheads.core.weights import check_fit, read_tensors
 from manyheads.speech.models.mossformer import MossFormer, mossformer
 from manyheads.speech.models.mossformer2 import MossFormer2, mossformer2
 
@@ -230,39 +226,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_file():
-        return _read(path)
+        return read_tensors(path, ("model",))
     if not path.is_dir():
         raise DataError(f"there is no file or folder {path}")
     parts = {
         part: [path / (part + end) for end in _ENDINGS if (path / (part + end)).is_file()] for part in _PARTS
     }
     if all(parts.values()):
-        joined = ((part, _read(files[0])) for part, files in parts.items())
+        joined = ((part, read_tensors(files[0], ("model",))) for part, files in parts.items())
         return {f"{part}.{key}": value for part, state in joined for key, value in state.items()}
     named = path / "last_best_checkpoint"
     if named.is_file():
         name = named.read_text(encoding="utf-8").strip()
         if Path(name).name != name or not (path / name).is_file():
             raise DataError(f"{named} names {name!r}, which is no file beside it")
-        return _read(path / name)
+        return read_tensors(path / name, ("model",))
     for name in _WHOLE:
         if (path / name).is_file():
-            return _read(path / name)
+            return read_tensors(path / name, ("model",))
     raise DataError(f"{path} has none of the files that MossFormer is published in")
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """Read a file of tensors; a training checkpoint has the model's under "model"."""
-    try:
-        if file.suffix == ".safetensors":
-            found: object = load_file(str(file))
-        else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{file} is no file of weights: {why}") from error
-    if isinstance(found, dict) and isinstance(found.get("model"), dict):
-        found = found["model"]
-    if not isinstance(found, dict) or not found or not all(isinstance(x, Tensor) for x in found.values()):
-        raise DataError(f"{file} holds no state dict")
-    return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manyheads.core import hub
 from manyheads.core.errors import DataError
-from manyheads.core.weights import misfits
+from manyheads.core.weights import misfits, read_tensors
 from manyheads.speech.frontend import FrontEnd, read_cmvn
 from manyheads.speech.models.paraformer import Paraformer, paraformer, paraformer_conformer
 from manyheads.speech.recognition.preprocessing import Features, Preprocessing
@@ -149,18 +149,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: The file cannot be read, or holds something else than tensors by name.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is not there")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} does not hold tensors alone ({why})") from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(f"{path} is no state dict of tensors")
+    state = read_tensors(path, ("state_dict", "model_state_dict", "model"))
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state

@@ -16,12 +16,11 @@ from manyheads.core import optimization
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.core.optimization import Optimizer
-from manyheads.core.training import make_averaging, run_steps
+from manyheads.core.start import load_weights
 from manyheads.speech.models.paraformer import Paraformer, greedy
 from manyheads.speech.models.paraformer_losses import Objective
 from manyheads.speech.recognition.metrics import Normalizer, compare, normalize, total
 from manyheads.speech.recognition.report import Tested
-from manyheads.speech.start import load_weights
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -141,15 +140,12 @@ class Recognizer(LightningModule):
         Raises:
             UsageError: The run has no end that the schedule needs.
         """
-        optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
-        schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        batches = len(self._data.train_dataloader())
+        return optimization.configure(self.model, self.optimizer, optimization.NEVER, self.trainer, batches)
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, if that is wanted."""
-        decay = self.optimizer.ema_decay
-        return [make_averaging(decay, self.trainer.strategy.root_device)] if decay else []
+        return optimization.make_callbacks(self.optimizer, optimization.NEVER, self.trainer, self.monitor)
 
     def _losses(self, batch: UtteranceBatch, objective: Objective) -> dict[str, Tensor]:
         return self.model.losses(

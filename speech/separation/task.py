@@ -14,12 +14,11 @@ from torch import Tensor
 from manyheads.core import hub, optimization
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
-from manyheads.core.optimization import Falling, Optimizer, Plateau
-from manyheads.core.training import make_averaging, run_steps
+from manyheads.core.optimization import Optimizer, Plateau
+from manyheads.core.start import load_weights
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
 from manyheads.speech.separation.report import Measured, Tested
-from manyheads.speech.start import load_weights
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -170,22 +169,16 @@ class Separator(LightningModule):
         Raises:
             UsageError: The run has no end that the schedule needs.
         """
-        optimizer = optimization.make_optimizer(self.model, self.optimizer)
-        if self.objective.halve_after:
-            return optimizer
-        steps, _ = run_steps(self.trainer, len(self._data.train_dataloader()))
-        schedule = optimization.make_schedule(optimizer, self.optimizer, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        batches = len(self._data.train_dataloader())
+        return optimization.configure(
+            self.model, self.optimizer, Plateau(self.objective.halve_after), self.trainer, batches
+        )
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights and halve the rate, if that is wanted."""
-        decay, halve_after = self.optimizer.ema_decay, self.objective.halve_after
-        found: list[Callback] = []
-        if decay:
-            found.append(make_averaging(decay, self.trainer.strategy.root_device))
-        if halve_after:
-            found.append(Falling(Plateau(halve_after), *self.monitor))
-        return found
+        return optimization.make_callbacks(
+            self.optimizer, Plateau(self.objective.halve_after), self.trainer, self.monitor
+        )
 
     def _si_sdr(self, batch: MixtureBatch) -> tuple[Tensor, Tensor]:
         """Return the SI-SDR of each mixture's best order, and the estimates."""

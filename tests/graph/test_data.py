@@ -11,6 +11,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 
 from manyheads.core.errors import DataError, UsageError
+from manyheads.graph.collection import GraphSet
 from manyheads.graph.data import Encodings, GraphData, Labels, Loading, Molecules, Split
 from manyheads.graph.memory import describe
 from manyheads.graph.preprocessing import Preprocessing, Target
@@ -194,3 +195,12 @@ def test_what_graphs_in_memory_are_made_of() -> None:
     found = describe(own_graphs(graphs))
     assert [column.name for column in found.node_columns] == ["x"]
     assert replace(found, target=Target()).model_inputs()["node_types"] == [3]  # 0, 1 and any other
+
+
+@pytest.mark.parametrize(("edges", "directed"), [([[0, 1], [1, 2]], True), ([[0, 1], [1, 0]], False)])
+def test_edges_without_the_ones_back_are_directed(edges: list[list[int]], directed: bool) -> None:
+    from torch_geometric.data import Data
+
+    graph = Data(x=torch.rand(3, 2), edge_index=torch.tensor(edges), y=torch.tensor([0, 1, 0]))
+    graphs = GraphSet.from_torch_geometric([graph, graph], "node")
+    assert describe(graphs).directed is directed

@@ -270,9 +270,9 @@ class Evil:
 @pytest.mark.parametrize(
     ("write", "complaint"),
     [
-        (lambda p: torch.save({"model": Evil()}, p), "no file of weights"),
-        (lambda p: p.write_bytes(b"not a checkpoint"), "no file of weights"),
-        (lambda p: p.write_bytes(b""), "no file of weights"),
+        (lambda p: torch.save({"model": Evil()}, p), "does not hold tensors alone"),
+        (lambda p: p.write_bytes(b"not a checkpoint"), "does not hold tensors alone"),
+        (lambda p: p.write_bytes(b""), "does not hold tensors alone"),
         (lambda p: torch.save({}, p), "no state dict"),
         (lambda p: torch.save([torch.zeros(1)], p), "no state dict"),
         (lambda p: torch.save({"model": {"epoch": 3}}, p), "no state dict"),
@@ -284,6 +284,6 @@ def test_files_that_hold_no_weights_are_refused_and_run_nothing(tmp_path, capsys
     with pytest.raises(DataError, match=complaint):
         read_weights(tmp_path / "file.pt")
     (tmp_path / "file.safetensors").write_bytes(b"12345")
-    with pytest.raises(DataError, match="no file of weights"):
+    with pytest.raises(DataError, match="does not hold tensors alone"):
         read_weights(tmp_path / "file.safetensors")
     assert "run" not in capsys.readouterr().out

@@ -230,7 +230,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         from_transformers(tmp_path)
     written(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no header")
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match="does not hold tensors alone"):
         from_transformers(tmp_path)
 
 

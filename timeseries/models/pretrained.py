@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import DataError, ManyheadsError
+from manyheads.core.weights import read_tensors
 from manyheads.timeseries.models.checkpoints import load_weights
 from manyheads.timeseries.models.lagged_autoformer import LaggedAutoformer
 from manyheads.timeseries.models.lagged_informer import LaggedInformer
@@ -202,25 +203,10 @@ def _read_config(file: Path) -> Mapping[str, object]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safe.is_file():
-        try:
-            return load_file(safe)
-        except SafetensorError as error:
-            raise DataError(f"{safe} is no safetensors file ({error})") from error
-    if not pickled.is_file():
+    if not safe.is_file() and not pickled.is_file():
         raise DataError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-    try:
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{pickled} does not hold tensors alone ({why})") from error
-    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
-        raise DataError(f"{pickled} is no state dict of tensors")
-    return state
+    return read_tensors(safe if safe.is_file() else pickled)
 
 
 def _check_size(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
