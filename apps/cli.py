@@ -20,7 +20,9 @@ from manyheads.apps.arguments import Parser, make_parser
 from manyheads.core.catalog import DOMAINS, arguments, entries, find, matching
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
-COMMANDS = ("quickstart", "predict", "models", "data", "doctor", *DOMAINS)
+# Commands that are a module of `apps` with a `main(args) -> exit code`, imported when one is called.
+MODULES: dict[str, str] = {}
+COMMANDS = ("quickstart", "predict", "models", "data", "doctor", *MODULES, *DOMAINS)
 INTERRUPTED = 130
 
 
@@ -256,6 +258,8 @@ def dispatch(args: Sequence[str]) -> int:
     commands = {f.__name__: f for f in (quickstart, predict, models, data, doctor)}
     if command in commands:
         return commands[command](rest)
+    if command in MODULES:
+        return int(importlib.import_module(f"manyheads.apps.{MODULES[command]}").main(rest))
     if not command.startswith("-"):
         raise UsageError(
             f"no command {command!r}{did_you_mean(command, COMMANDS)} (`manyheads --help` lists them)"
