@@ -17,12 +17,12 @@ from pathlib import Path
 from manyheads import __version__
 from manyheads.apps import options
 from manyheads.apps.arguments import Parser, make_parser
-from manyheads.core.catalog import DOMAINS, arguments, entries, find, matching
+from manyheads.core.catalog import DOMAINS
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
 # Commands that are a module of `apps` with a `main(args) -> exit code`, imported when one is called.
-MODULES: dict[str, str] = {}
-COMMANDS = ("quickstart", "predict", "models", "data", "doctor", *MODULES, *DOMAINS)
+MODULES: dict[str, str] = {"models": "models"}
+COMMANDS = ("quickstart", "predict", "data", "doctor", *MODULES, *DOMAINS)
 INTERRUPTED = 130
 
 
@@ -37,7 +37,7 @@ def _top() -> Parser:
   speech fit ...         train a separator or a recogniser from a config (also: validate, test, predict)
   graph fit ...          train on molecules or networks from a config (also: validate, test, predict, explain)
   predict                run a model over files as a resumable batch job
-  models                 list the catalogue, or show one model
+  models                 list the catalogue, show, pull, verify or publish one model
   data                   list the data sets, or fetch one
   doctor                 versions, devices, and the backend that each op takes here
 
@@ -134,43 +134,6 @@ def _number(text: str, option: str) -> int | None:
     return int(text)
 
 
-def models(args: Sequence[str]) -> int:
-    """List the catalogue or show one entry."""
-    parser = make_parser(
-        "models",
-        "List the catalogue, or show one model: its paper, task and arguments.",
-        epilog="example: manyheads models list 'swin*'",
-    )
-    parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
-    parser.add_argument(
-        "name",
-        nargs="?",
-        help="with show: the model's name; with list: a pattern that names fit, such as 'swin*'",
-    )
-    parser.add_argument("--domain", choices=DOMAINS, help="only this domain's")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parsed = parser.parse(args)
-    if parsed.action == "show":
-        if parsed.name is None:
-            raise UsageError("manyheads models show needs a NAME")
-        entry = find(parsed.name)
-        shown = {**vars(entry), "arguments": arguments(entry)}
-        print(
-            json.dumps(shown)
-            if parsed.json
-            else "\n".join(f"{key:9} {value}" for key, value in shown.items())
-        )
-        return 0
-    found = matching(entries(parsed.domain), parsed.name)
-    if parsed.json:
-        print(json.dumps([vars(entry) for entry in found]))
-        return 0
-    width, tasks = (max(len(getattr(entry, key)) for entry in found) for key in ("name", "task"))
-    for entry in found:
-        print(f"{entry.name:{width}}  {entry.domain:10}  {entry.task:{tasks}}  {entry.summary}")
-    return 0
-
-
 def data(args: Sequence[str]) -> int:
     """List the data sets or fetch one."""
     parser = make_parser(
@@ -255,7 +218,7 @@ def dispatch(args: Sequence[str]) -> int:
     command, rest = args[0], args[1:]
     if command in DOMAINS:
         return domain(command, rest)
-    commands = {f.__name__: f for f in (quickstart, predict, models, data, doctor)}
+    commands = {f.__name__: f for f in (quickstart, predict, data, doctor)}
     if command in commands:
         return commands[command](rest)
     if command in MODULES:
