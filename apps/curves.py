@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+
+from manyheads.core.errors import did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 def read_log(folder: Path) -> pd.DataFrame:
@@ -22,12 +28,13 @@ def read_log(folder: Path) -> pd.DataFrame:
     return table.dropna(axis="columns", how="all")
 
 
-def draw_curves(folder: Path, path: Path) -> None:
+def draw_curves(folder: Path, path: Path, reference: Mapping[str, float] | None = None) -> None:
     """Draw a run's losses, and beside them what was measured in validation alone.
 
     Args:
         folder: Of the CSV log.
         path: The picture to write.
+        reference: Values to mark beside curves, by the figure's name; one without a curve is told about.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -39,11 +46,19 @@ def draw_curves(folder: Path, path: Path) -> None:
     panels = [names for names in (losses, others) if names]
     if not panels:
         return
+    drawn = [name for names in panels for name in names]
+    marked = dict(reference or {})
+    for name in marked:
+        if name not in drawn:  # a trained run does not fail for this
+            log.warning("reference: no curve of %r%s", name, did_you_mean(name, drawn))
     figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             curve = table[name].dropna()
-            axes.plot(curve.index, curve, marker="." if len(curve) < 30 else None, label=name)
+            (line,) = axes.plot(curve.index, curve, marker="." if len(curve) < 30 else None, label=name)
+            if name in marked:
+                text = f"{name} {marked[name]:g}, for comparison"
+                axes.axhline(marked[name], color=line.get_color(), linestyle="--", linewidth=1, label=text)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

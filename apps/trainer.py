@@ -118,6 +118,12 @@ class CLI(LightningCLI):
             default=3,
             help="fit: stop after so many epochs without a better one on the validation split.",
         )
+        add(
+            "--reference",
+            type=dict[str, float] | None,
+            default=None,
+            help="fit: values to mark in curves.png, of others' work, as {val_loss: 0.38}.",
+        )
         for source, target, when in cast(Trained, self.model_class).LINKS:
             parser.link_arguments(source, target, apply_on=when)
         parser.link_arguments("seed_everything", "data.seed")

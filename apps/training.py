@@ -117,7 +117,7 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
     }
     load_weights(cli.model, folder / BEST)
     write_model_folder(domain, cast(Trained, cli.model), cast(Data, cli.datamodule), folder / MODEL, summary)
-    draw_curves(folder / LOGS, folder / CURVES)
+    draw_curves(folder / LOGS, folder / CURVES, cli.config["reference"])
     print(f"best {figure} {score:.4f} after {summary['epochs']} epochs, {seconds:.0f} s; {folder / CURVES}")
     print(f"model folder {folder / MODEL}")
     print(f"next: manyheads {domain} test --config {folder / 'config.yaml'}")
