@@ -7,21 +7,29 @@ safetensors only, their hash is verified before they are read, and every tensor 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 from manyheads.core import catalog, files
 from manyheads.core.card import write_card
-from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
+from manyheads.core.errors import ManyheadsError, UsageError
+from manyheads.core.model_config import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    MAX_CONFIG_BYTES,
+    WEIGHTS,
+    ModelConfig,
+    read_config,
+    regular,
+)
+from manyheads.core.strict_json import Json
 
 if TYPE_CHECKING:
     import torch
@@ -29,46 +37,23 @@ if TYPE_CHECKING:
 
     from manyheads.core.predictor import AnyPredictor
 
-FORMAT_VERSION = 1
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-MAX_CONFIG_BYTES = 8 << 20
-MAX_DEPTH = 16  # nesting of a config's lists and objects
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "FORMAT_VERSION",
+    "MAX_CONFIG_BYTES",
+    "WEIGHTS",
+    "Json",
+    "ModelConfig",
+    "find_folder",
+    "load",
+    "load_model",
+    "make_predictor",
+    "read_config",
+    "save",
+]
 SHOWN = 3  # names listed in a message
 SPARE = 1000  # parameters that a builder may register beside those it keeps
-
-Plain: TypeAlias = bool | int | float | str | None
-Json: TypeAlias = "Plain | list[Json] | dict[str, Json]"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What `config.json` holds.
-
-    Args:
-        format_version: The layout of the folder.
-        domain: One of the catalogue's domains.
-        name: A catalogue name of that domain.
-        arguments: Everything that the builder needs; plain values, flat lists of them, or objects of these.
-        preprocessing: What the domain's predictor needs beside the model.
-        labels: Names of the classes, where there are any.
-        training: Figures of the training run.
-        weights_sha256: The hash of `model.safetensors`.
-    """
-
-    format_version: int
-    domain: str
-    name: str
-    arguments: dict[str, Json]
-    preprocessing: dict[str, Json]
-    labels: list[str] | None
-    training: dict[str, Json]
-    weights_sha256: str
-
-    @property
-    def identity(self) -> str:
-        """A hash of everything here, and so of the weights."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(
@@ -174,23 +159,6 @@ def find_folder(reference: str | Path) -> Path:
     raise UsageError(f"no model folder {reference}")
 
 
-def read_config(path: str | Path) -> ModelConfig:
-    """Read and check the `config.json` of a model folder.
-
-    Raises:
-        ManyheadsError: It is missing, too large, not what `save` writes, or names what the catalogue has not.
-    """
-    file = Path(path) / CONFIG
-    try:
-        config = _check_config(_parse(_regular(file).read_bytes()))
-        entry = catalog.find(config.name)
-        if entry.domain != config.domain:
-            raise _Wrong(f"{config.name} is a model of {entry.domain}, not of {config.domain}")
-    except (_Wrong, UsageError) as error:
-        raise ManyheadsError(f"{file}: {error}") from error
-    return config
-
-
 def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
     """Build the model of a folder, in evaluation mode, with the folder's weights and nothing else.
 
@@ -202,7 +170,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
 
     path = Path(path)
     config = read_config(path)
-    weights = _regular(path / WEIGHTS)
+    weights = regular(path / WEIGHTS)
     if files.sha256(weights) != config.weights_sha256:
         raise ManyheadsError(
             f"{weights} is not the file that {CONFIG} names (SHA-256 differs): damaged or replaced"
@@ -231,97 +199,6 @@ def make_predictor(model: nn.Module, config: ModelConfig) -> AnyPredictor:
     """Return the predictor of a loaded model: that of its task, as the domain's catalogue says."""
     task = catalog.tasks(config.domain)[catalog.find(config.name).task]
     return cast("AnyPredictor", catalog.load_class(task.predictor).from_folder(model, config))  # type: ignore[attr-defined]
-
-
-class _Wrong(Exception):
-    """What is wrong with a config; the caller adds which file."""
-
-
-def _regular(file: Path) -> Path:
-    """Refuse links (they may lead out of the folder) and what is not a file."""
-    if file.is_symlink():
-        raise ManyheadsError(f"{file} is a symbolic link: a model folder holds its files itself")
-    if not file.is_file():
-        raise ManyheadsError(f"{file.parent} has no {file.name}")
-    if file.name == CONFIG and file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ManyheadsError(
-            f"{file} has {file.stat().st_size} bytes, more than the {MAX_CONFIG_BYTES} allowed"
-        )
-    return file
-
-
-def _parse(content: bytes) -> Json:
-    def constant(name: str) -> NoReturn:
-        raise _Wrong(f"{name} is no JSON number")
-
-    def finite(text: str) -> float:
-        return float(text) if math.isfinite(float(text)) else constant(text)
-
-    def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise _Wrong("a key stands twice in one object")
-        return found
-
-    try:
-        parsed: Json = json.loads(
-            content, parse_constant=constant, parse_float=finite, object_pairs_hook=unique
-        )
-    except RecursionError:
-        raise _Wrong(f"nested deeper than {MAX_DEPTH}") from None
-    except ValueError as error:
-        raise _Wrong(f"not JSON ({error})") from error
-    level: list[Json] = [parsed]
-    for _ in range(MAX_DEPTH + 1):
-        if not level:
-            return parsed
-        level = [child for node in level for child in _children(node)]
-    raise _Wrong(f"nested deeper than {MAX_DEPTH}")
-
-
-def _children(node: Json) -> list[Json]:
-    if isinstance(node, dict):
-        return list(node.values())
-    return node if isinstance(node, list) else []
-
-
-def _check_config(parsed: Json) -> ModelConfig:
-    if not isinstance(parsed, dict):
-        raise _Wrong("not an object")
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
-    version = parsed.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise _Wrong(f"format_version is {version!r}; this version of manyheads reads {FORMAT_VERSION}")
-    for key in parsed:
-        if key not in known:
-            raise _Wrong(f"unknown key {key!r}{did_you_mean(key, known)}")
-    for key in known:
-        if key not in parsed:
-            raise _Wrong(f"no key {key!r}")
-    for key in ("domain", "name", "weights_sha256"):
-        _expect(isinstance(parsed[key], str), key, "a string")
-    for key in ("arguments", "preprocessing", "training"):
-        _expect(isinstance(parsed[key], dict), key, "an object")
-    labels = parsed["labels"]
-    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    _expect(labels is None or strings, "labels", "null or a list of strings")
-    config = ModelConfig(**cast("dict[str, object]", parsed))  # type: ignore[arg-type]  # checked above
-    _expect(config.domain in catalog.DOMAINS, "domain", f"one of {', '.join(catalog.DOMAINS)}")
-    _expect(bool(re.fullmatch("[0-9a-f]{64}", config.weights_sha256)), "weights_sha256", "64 hex digits")
-    for name, value in config.arguments.items():
-        parts = list(value.values()) if isinstance(value, dict) else [value]
-        what = "a plain value, a flat list of them, or an object of these"
-        _expect(all(map(_is_flat, parts)), f"arguments.{name}", what)
-    return config
-
-
-def _is_flat(value: Json) -> bool:
-    return not isinstance(value, dict) and not any(isinstance(each, dict | list) for each in _children(value))
-
-
-def _expect(holds: bool, key: str, what: str) -> None:
-    if not holds:
-        raise _Wrong(f"{key} must be {what}")
 
 
 def _match(path: Path, config: ModelConfig) -> None:
