@@ -5,7 +5,6 @@ Nothing here imports torch: `--help`, `--version`, `models`, `data list` and a w
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -20,53 +19,43 @@ from manyheads.apps.arguments import Parser, make_parser
 from manyheads.core.catalog import DOMAINS
 from manyheads.core.errors import ManyheadsError, UsageError, did_you_mean
 
-# Commands that are a module of `apps` with a `main(args) -> exit code`, imported when one is called.
-MODULES: dict[str, str] = {"models": "models"}
-COMMANDS = ("quickstart", "predict", "data", "doctor", *MODULES, *DOMAINS)
+# The commands beside the domains: each a module of `apps` with a `main(args) -> exit code`, imported when it
+# is called, and what it does.
+MODULES: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart", "train, test, save, predict and plot on real data in three minutes"),
+    "models": ("models", "list the catalogue, show, pull, verify or publish one model"),
+    "data": ("data", "list the data sets, or fetch one"),
+    "doctor": ("doctor", "versions, devices, and the backend that each op takes here"),
+}
+COMMANDS = ("predict", *MODULES, *DOMAINS)
 INTERRUPTED = 130
 
 
+# What `manyheads DOMAIN fit` trains, for the help.
+TRAINS = {
+    "vision": "an image classifier",
+    "timeseries": "a forecaster, or a model of classes, gaps or anomalies",
+    "speech": "a separator or a recogniser",
+    "graph": "a model of molecules or networks",
+    "recsys": "a recommender",
+}
+
+
 def _top() -> Parser:
+    lines = {f"{name} fit ...": f"train {what} from a config" for name, what in TRAINS.items()}
+    lines |= {"predict": "run a model over files as a resumable batch job"}
+    lines |= {name: text for name, (_, text) in MODULES.items()}
     parser = make_parser(
         "",
         "Sequence models on one attention/SSM core: train, test, and run them over files.",
-        epilog="""commands:
-  quickstart             train, test, save, predict and plot on real data in three minutes
-  vision fit ...         train an image classifier from a config (also: validate, test, predict, explain, knn)
-  timeseries fit ...     train a forecaster from a config (also: validate, test, predict, backtest, plot)
-  speech fit ...         train a separator or a recogniser from a config (also: validate, test, predict)
-  graph fit ...          train on molecules or networks from a config (also: validate, test, predict, explain)
-  predict                run a model over files as a resumable batch job
-  models                 list the catalogue, show, pull, verify or publish one model
-  data                   list the data sets, or fetch one
-  doctor                 versions, devices, and the backend that each op takes here
-
-`manyheads COMMAND --help` shows a command's options; `--debug` before or after it shows tracebacks.""",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:19}  {text}" for name, text in lines.items())
+        + f"\n\nbeside fit: {', '.join(list(options.ACTIONS)[1:])}, and what `manyheads DOMAIN --help` lists\n"
+        "`manyheads COMMAND --help` shows a command's options; `--debug` before or after it shows tracebacks.",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--version", action="version", version=f"manyheads {__version__}")
     return parser
-
-
-def quickstart(args: Sequence[str]) -> int:
-    """Run the guided tour of one domain."""
-    parser = make_parser(
-        "quickstart", "Real data, then: train, test, save, predict as a job, plot. Works offline."
-    )
-    parser.add_argument(
-        "domain", nargs="?", choices=("timeseries",), default="timeseries", help="timeseries alone so far"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("quickstart"), help="folder to fill (quickstart/)"
-    )
-    parser.add_argument("--epochs", type=int, default=4, help="training epochs (4)")
-    parser.add_argument("--seed", type=int, default=2023, help="random seed (2023)")
-    parsed = parser.parse(args)
-    if parsed.epochs < 1:
-        raise UsageError("--epochs must be at least 1")
-    from manyheads.apps.quickstart import run
-
-    return run(parsed.output, epochs=parsed.epochs, seed=parsed.seed)
 
 
 def predict(args: Sequence[str]) -> int:
@@ -134,65 +123,6 @@ def _number(text: str, option: str) -> int | None:
     return int(text)
 
 
-def data(args: Sequence[str]) -> int:
-    """List the data sets or fetch one."""
-    parser = make_parser(
-        "data", "List the data sets with licence and size, or fetch one (checksum verified)."
-    )
-    parser.add_argument("action", nargs="?", choices=("list", "get"), default="list")
-    parser.add_argument("name", nargs="?", help="with get: the data set's name")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parsed = parser.parse(args)
-    from manyheads.core import datasets
-
-    if parsed.action == "get":
-        if parsed.name is None:
-            raise UsageError("manyheads data get needs a NAME")
-        path = datasets.locate(parsed.name, None if parsed.json else _show_bytes)
-        print(json.dumps({"name": parsed.name, "path": str(path)}) if parsed.json else path)
-        return 0
-    found = datasets.datasets()
-    if parsed.json:
-        print(json.dumps([{**dataclasses.asdict(entry), "size": entry.size} for entry in found]))
-        return 0
-    for each in found:
-        print(f"{each.name:17} {each.domain:10} {each.size / 1e6:6.1f} MB  {each.split:8} {each.summary}")
-        print(f"{'':17} {each.licence}")
-    return 0
-
-
-def _show_bytes(received: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if received >= total else ""
-        print(f"\r{received / 1e6:.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
-
-
-def doctor(args: Sequence[str]) -> int:
-    """Say what this machine has and which backend each op takes."""
-    parser = make_parser(
-        "doctor", "Versions, devices, and for each op of the core the backend it takes, and why."
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="as if for tensors there (default: the best)"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
-    parser.add_argument("--verbose", action="store_true", help="also why the better backends stand back")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parsed = parser.parse(args)
-    import torch
-
-    from manyheads.apps import doctor as report
-
-    device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, parsed.dtype)
-    print(
-        json.dumps(report.as_json(device, dtype))
-        if parsed.json
-        else report.text(device, dtype, parsed.verbose)
-    )
-    return 0
-
-
 def domain(name: str, args: Sequence[str]) -> int:
     """Run `manyheads DOMAIN fit|validate|test|predict`, or one of the domain's tools."""
     if not args or args[0] in ("-h", "--help"):
@@ -218,11 +148,10 @@ def dispatch(args: Sequence[str]) -> int:
     command, rest = args[0], args[1:]
     if command in DOMAINS:
         return domain(command, rest)
-    commands = {f.__name__: f for f in (quickstart, predict, data, doctor)}
-    if command in commands:
-        return commands[command](rest)
+    if command == "predict":
+        return predict(rest)
     if command in MODULES:
-        return int(importlib.import_module(f"manyheads.apps.{MODULES[command]}").main(rest))
+        return int(importlib.import_module(f"manyheads.apps.{MODULES[command][0]}").main(rest))
     if not command.startswith("-"):
         raise UsageError(
             f"no command {command!r}{did_you_mean(command, COMMANDS)} (`manyheads --help` lists them)"

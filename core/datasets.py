@@ -120,8 +120,8 @@ def _place(dataset: DataSet, first: Path) -> Path:
     return first if len(dataset.files) == 1 else first.parent
 
 
-def _present(dataset: DataSet) -> Path | None:
-    """Look in MANYHEADS_DATA, the cache and the package; a folder counts if it has every file."""
+def present(dataset: DataSet) -> Path | None:
+    """Return where a data set is: in MANYHEADS_DATA, the cache or the package; a folder has every file."""
     folders = [Path(folder) for folder in os.environ.get("MANYHEADS_DATA", "").split(os.pathsep) if folder]
     for folder in (*folders, cache_folder() / "data"):
         found = [_below(folder, file) for file in dataset.files]
@@ -146,7 +146,7 @@ def locate(name: str, progress: Callable[[int, int], None] | None = None) -> Pat
         DataError: It is not here and cannot be downloaded; says where to put it.
     """
     dataset = find(name)
-    return _present(dataset) or download(dataset, progress)
+    return present(dataset) or download(dataset, progress)
 
 
 def _checked(address: str) -> str:

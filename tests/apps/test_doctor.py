@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from manyheads.apps import cli, doctor
+from manyheads.apps import cli, diagnosis
 from manyheads.core.dispatch import OPS
 
 
@@ -42,7 +42,7 @@ def test_verbose_says_what_keeps_the_better_backends_out(capsys):
 
 def test_a_forced_backend_is_named(monkeypatch):
     monkeypatch.setenv("MANYHEADS_BACKEND", "reference")
-    found = doctor.rows("cpu", torch.float32)
+    found = diagnosis.rows("cpu", torch.float32)
     assert {row.backend for row in found} == {"reference"}
     assert all("MANYHEADS_BACKEND" in row.reason for row in found)
 
