@@ -6,6 +6,8 @@ first (Li et al. 2023, arXiv 2305.13731).
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +26,7 @@ START, PAD, MASK = "<s>", "<pad>", "<mask>"
 SPECIAL = (START, PAD, "</s>", "<unk>", MASK)
 START_ID, PAD_ID = 0, 1  # as in every vocabulary of this family
 NAME, VALUE, PAD_TYPE = 1, 2, 3  # token types; that of <s> is 0
+MOST_BYTES = 1 << 26  # of a vocabulary, unpacked: a config is data of others
 
 
 class TextBatch(NamedTuple):
@@ -175,6 +178,26 @@ class TextTokens:
             raise
         except Exception as error:
             raise DataError(f"this is no vocabulary ({error})") from error
+
+    def packed(self) -> str:
+        """Return all of it, packed, for a model folder's config."""
+        return base64.b64encode(zlib.compress(self.to_json().encode(), 9)).decode()
+
+    @classmethod
+    def from_packed(cls, text: object) -> TextTokens:
+        """Read what `packed` wrote.
+
+        Raises:
+            DataError: It is not that.
+        """
+        try:
+            unpack = zlib.decompressobj()
+            plain = unpack.decompress(base64.b64decode(str(text), validate=True), MOST_BYTES).decode()
+        except (ValueError, zlib.error) as error:
+            raise DataError(f"the model folder's vocabulary of texts cannot be read ({error})") from error
+        if not unpack.eof:
+            raise DataError("the model folder's vocabulary of texts is cut off, or too large")
+        return cls.from_json(plain)
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()

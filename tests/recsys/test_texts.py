@@ -48,6 +48,16 @@ def test_a_text_that_no_film_has(titles):
     assert TextTokens.from_json(tokens.to_json()).ids([text]) == [ids]
 
 
+def test_a_vocabulary_in_a_config_is_small_and_damage_is_told(titles):
+    tokens = train(titles)
+    packed = tokens.packed()
+    assert len(packed) < len(tokens.to_json()) // 3
+    assert TextTokens.from_packed(packed).to_json() == tokens.to_json()
+    for damaged in (packed[: len(packed) // 2 // 4 * 4], "no base64", packed[:-8] + "AAAAAAA=", 5):
+        with pytest.raises(DataError, match="vocabulary of texts"):
+            TextTokens.from_packed(damaged)
+
+
 def test_histories_of_films_equal_one_item_after_the_other(titles):
     items = item_texts(train(titles), list(titles.values()))
     rng = np.random.default_rng(0)
