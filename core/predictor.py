@@ -16,6 +16,8 @@ A predictor may also have, where it has a use for them:
   and fills the empty folder `results` with what is made of several (a file a speaker, a table of totals).
   What rows name lies below `parts`. Called again from the start it must leave the same bytes;
 - `temporary_files`, true where the files of rows are of no use behind `finish`: the job removes them then.
+
+Outputs have a row a record, in order: a tensor, a sequence, or a NamedTuple of these; `part` cuts them.
 """
 
 from __future__ import annotations
@@ -172,19 +174,19 @@ def run(
     Yields:
         The rows of a batch, its bad records, and how many records it took from the stream.
     """
-    for prepared in _prepared(predictor, iter(records), batch_size, spent or Spent()):
+    for chunk in prepared(predictor, iter(records), batch_size, spent or Spent()):
         good, samples, bad = [], [], []
-        for record, sample, reason in prepared:
+        for record, sample, reason in chunk:
             if reason is None:
                 good.append(record)
                 samples.append(sample)
             else:
                 bad.append(Bad(record.id, reason))
         found = predictor.rows(predictor.forward(predictor.collate(samples)), good) if good else []
-        yield found, bad, len(prepared)
+        yield found, bad, len(chunk)
 
 
-def _prepared(
+def prepared(
     predictor: AnyPredictor, stream: Iterator[Any], batch_size: int, spent: Spent
 ) -> Iterator[list[tuple[Any, Any, str | None]]]:
     """Yield batches of records, each with its sample or the reason against it, in the stream's order."""
@@ -225,6 +227,18 @@ def _prepare(predictor: AnyPredictor, record: Any) -> tuple[Any, Any, str | None
     except BadRecord as error:
         reason = str(error)
     return record, sample, reason, time.thread_time() - begin
+
+
+def part(outputs: Any, first: int, end: int) -> Any:
+    """Return the outputs of some records of a batch, from the first to before the last.
+
+    Example:
+        >>> part(["a", "b", "c"], 1, 3)
+        ['b', 'c']
+    """
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        return type(outputs)(*(part(each, first, end) for each in outputs))
+    return outputs[first:end]
 
 
 def rows(predictor: Predictor[H, R, S, B, O], source: Source, batch_size: int | None = None) -> Iterator[Row]:
