@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import NoReturn
 
 from manyheads.core.errors import UsageError, did_you_mean
+
+
+class _CapturedError(Exception):
+    """Carries a command's parser out of its `main`."""
+
+
+_capturing: ContextVar[bool] = ContextVar("capturing", default=False)
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +26,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
         """Parse; an unknown option is answered first, before what else may be missing."""
+        if _capturing.get():
+            raise _CapturedError(self)
         known = [option for action in self._actions for option in action.option_strings]
         for arg in args[: args.index("--") if "--" in args else len(args)]:
             option = arg.split("=", 1)[0]
@@ -27,6 +37,19 @@ class Parser(argparse.ArgumentParser):
                     f" (`{self.prog} --help` shows the usage)"
                 )
         return self.parse_args(args)
+
+
+def capture(main: Callable[[Sequence[str]], int]) -> Parser:
+    """Return the parser that a command's `main` makes, without running the command."""
+    token = _capturing.set(True)
+    try:
+        main([])
+    except _CapturedError as found:
+        parser: Parser = found.args[0]
+        return parser
+    finally:
+        _capturing.reset(token)
+    raise RuntimeError(f"{main} parses nothing")
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> Parser:

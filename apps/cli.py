@@ -10,8 +10,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from manyheads import __version__
 from manyheads.apps import options
@@ -25,6 +26,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train, test, save, predict and plot on real data in three minutes"),
     "models": ("models", "list the catalogue, show, pull, verify or publish one model"),
     "data": ("data", "list the data sets, or fetch one"),
+    "completion": ("completion", "print the script by which bash, zsh or fish completes what you type"),
     "doctor": ("doctor", "versions, devices, and the backend that each op takes here"),
 }
 COMMANDS = ("predict", *MODULES, *DOMAINS)
@@ -50,8 +52,8 @@ def _top() -> Parser:
         "Sequence models on one attention/SSM core: train, test, and run them over files.",
         epilog="commands:\n"
         + "\n".join(f"  {name:19}  {text}" for name, text in lines.items())
-        + f"\n\nbeside fit: {', '.join(list(options.ACTIONS)[1:])}, and what `manyheads DOMAIN --help` lists\n"
-        "`manyheads COMMAND --help` shows a command's options; `--debug` before or after it shows tracebacks.",
+        + f"\n\nbeside fit: {', '.join([*options.ACTIONS][1:])}, and what `manyheads DOMAIN --help` lists;\n"
+        "`manyheads COMMAND --help` shows a command's options, `--debug` before or after it tracebacks.",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--version", action="version", version=f"manyheads {__version__}")
@@ -140,6 +142,16 @@ def domain(name: str, args: Sequence[str]) -> int:
     return training.run(name, task, action, rest)
 
 
+def main_of(command: str) -> Callable[[Sequence[str]], int]:
+    """Import a command that is no domain, and return its `main`."""
+    if command == "predict":
+        return predict
+    return cast(
+        "Callable[[Sequence[str]], int]",
+        importlib.import_module(f"manyheads.apps.{MODULES[command][0]}").main,
+    )
+
+
 def dispatch(args: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     if not args:
@@ -148,10 +160,8 @@ def dispatch(args: Sequence[str]) -> int:
     command, rest = args[0], args[1:]
     if command in DOMAINS:
         return domain(command, rest)
-    if command == "predict":
-        return predict(rest)
-    if command in MODULES:
-        return int(importlib.import_module(f"manyheads.apps.{MODULES[command][0]}").main(rest))
+    if command in COMMANDS:
+        return main_of(command)(rest)
     if not command.startswith("-"):
         raise UsageError(
             f"no command {command!r}{did_you_mean(command, COMMANDS)} (`manyheads --help` lists them)"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from manyheads.core.catalog import Task, tasks
+from manyheads.core.catalog import Task, argument_names, entries, tasks
 from manyheads.core.errors import UsageError, did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -136,7 +136,8 @@ def task_of(domain: str, args: Sequence[str]) -> Task:
     """
     named = _values(args, "--task")
     if not named:
-        named = [name for config in _values(args, "--config", "-c") for name in _config_task(Path(config))]
+        named = [_read(Path(config)).get("task") for config in _values(args, "--config", "-c")]
+        named = [str(name) for name in named if name is not None]
     return find_task(domain, named[-1] if named else None)
 
 
@@ -146,15 +147,15 @@ def _values(args: Sequence[str], *options: str) -> list[str]:
     return found + [value for arg, value in pairwise(args) if arg in options]
 
 
-def _config_task(config: Path) -> list[str]:
-    """Return the task that a config names, if it does; what is wrong with a config, the parser says."""
+def _read(config: Path) -> dict[str, object]:
+    """Return what a config holds; what is wrong with one, the parser says."""
     import yaml
 
     try:
         content = yaml.safe_load(config.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
-        return []
-    return [str(content["task"])] if isinstance(content, dict) and content.get("task") is not None else []
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def help_text(domain: str, action: str, task: str) -> str:
@@ -165,6 +166,32 @@ def help_text(domain: str, action: str, task: str) -> str:
 def known_options(domain: str, task: str) -> list[str]:
     """Return the options of a task's training parser, as the shipped help lists them."""
     return re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", help_text(domain, "fit", task), re.MULTILINE)
+
+
+def choices(domain: str, task: str) -> dict[str, list[str]]:
+    """Return the values of the options of a task's training parser that take one of a few."""
+    found = re.findall(
+        r"^  (?:-\w(?: \w+)?, )?(--[\w.]+) \{(.*)\}", help_text(domain, "fit", task), re.MULTILINE
+    )
+    return {option: values.split(",") for option, values in found}
+
+
+def argument_options(args: Sequence[str]) -> list[str]:
+    """Return `--model.arguments.NAME` for what the model that arguments or their configs name takes.
+
+    Args:
+        args: Arguments whose config names are resolved to files.
+    """
+    named = _values(args, "--model.name") or [
+        str(model["name"])
+        for config in _values(args, "--config", "-c")
+        for model in [_read(Path(config)).get("model")]
+        if isinstance(model, dict) and "name" in model
+    ]
+    known = {entry.name: entry for entry in entries()}
+    if not named or named[-1] not in known:
+        return []
+    return [f"--model.arguments.{name}" for name in argument_names(known[named[-1]])]
 
 
 def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None]:
@@ -185,7 +212,7 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None
         )
     if any(arg in ("-h", "--help") for arg in rest):
         return action, find_task(domain, *_values(rest, "--task")[-1:]), None
-    resolved = _with_config_paths(domain, rest)
+    resolved = with_config_paths(domain, rest)
     task = task_of(domain, resolved)
     known = known_options(domain, task.name)
     for arg in rest:
@@ -204,7 +231,8 @@ def _is_known(option: str, known: Sequence[str]) -> bool:
     return option.removesuffix("+") in known or option.startswith("--model.arguments.")
 
 
-def _with_config_paths(domain: str, args: Sequence[str]) -> list[str]:
+def with_config_paths(domain: str, args: Sequence[str]) -> list[str]:
+    """Return the arguments with the names of configs replaced by their files."""
     found: list[str] = []
     for index, arg in enumerate(args):
         name, equals, value = arg.partition("=")

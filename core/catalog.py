@@ -153,12 +153,22 @@ def arguments(entry: Entry) -> str:
         >>> arguments(find("seasonal_naive"))
         'seq_len: int, pred_len: int, season_length: int=24'
     """
+    return ast.unparse(_signature(entry))
+
+
+def argument_names(entry: Entry) -> list[str]:
+    """Return the names of the builder's arguments, read from its source without importing it."""
+    found = _signature(entry)
+    return [argument.arg for argument in (*found.posonlyargs, *found.args, *found.kwonlyargs)]
+
+
+def _signature(entry: Entry) -> ast.arguments:
     module, _, function = entry.builder.partition(":")
     tree = ast.parse(ROOMS.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text())
     (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     if entry.variant is not None:
         del found.args.args[0]
-    return ast.unparse(found.args)
+    return found.args
 
 
 def create_model(name: str, **args: object) -> nn.Module:
