@@ -26,6 +26,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train, test, save, predict and plot on real data in three minutes"),
     "models": ("models", "list the catalogue, show, pull, verify or publish one model"),
     "data": ("data", "list the data sets, or fetch one"),
+    "serve": ("serving", "answer requests over HTTP with one or several models"),
     "completion": ("completion", "print the script by which bash, zsh or fish completes what you type"),
     "doctor": ("doctor", "versions, devices, and the backend that each op takes here"),
 }
