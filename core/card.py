@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -12,20 +14,28 @@ USE = """## Use
 ```python
 import manyheads
 
-predictor = manyheads.load("this/folder")
+predictor = manyheads.load("{use}")
 frame = predictor.predict("input.csv")
 ```
 
 As a batch job that survives being killed:
 
 ```
-manyheads predict this/folder input.csv -o output
+manyheads predict {use} input.csv -o output
 ```
 """
 
 
-def write_card(config: Mapping[str, object]) -> str:
+def write_card(
+    config: Mapping[str, object], *, origin: str = "", licence: str = "", use: str = "this/folder"
+) -> str:
     """Return the Markdown of `README.md` for a config, the fields of a `ModelConfig`.
+
+    Args:
+        config: What it is of.
+        origin: Where the weights are from, if others published them.
+        licence: Of the weights, where it is known.
+        use: What commands in it call the model.
 
     Raises:
         UsageError: The catalogue has no model of that name.
@@ -35,7 +45,7 @@ def write_card(config: Mapping[str, object]) -> str:
     lines = [
         "---",
         "library_name: manyheads",
-        f"license: {entry.licence.lower()}",
+        *_licence(licence or entry.licence),
         f"tags: [{entry.domain}, {entry.task}]",
         "---",
         "",
@@ -46,12 +56,22 @@ def write_card(config: Mapping[str, object]) -> str:
         f"- Domain and task: {entry.domain}, {entry.task}",
     ]
     lines += [f"- Paper: {entry.paper}"] if entry.paper else []
+    lines += [f"- Weights from: {_cell(origin)}"] if origin else []
+    lines += [f"- Licence of the weights: {_cell(licence)}"] if licence else []
     lines += [f"- Licence of the code: {entry.licence}; the training data's own terms hold for the weights"]
     lines += [f"- Labels: {len(labels)}"] if labels else []
     lines += [f"- Weights: `model.safetensors`, SHA-256 `{config['weights_sha256']}`", ""]
     lines += _table("Training", config["training"])
     lines += _table("Arguments", config["arguments"])
-    return "\n".join(lines) + "\n" + USE
+    return "\n".join(lines) + "\n" + USE.replace("{use}", use)
+
+
+def _licence(name: str) -> list[str]:
+    """Return the lines of the card's head; a hub knows short names alone."""
+    plain = name.lower()
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,40}", plain):
+        return [f"license: {plain}"]
+    return ["license: other", f"license_name: {json.dumps(_cell(name))}"]
 
 
 def _table(title: str, values: object) -> list[str]:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from manyheads.core import catalog, files
 from manyheads.core.card import write_card
 from manyheads.core.errors import ManyheadsError, UsageError
+from manyheads.core.fitting import check_buildable, explained, match
 from manyheads.core.model_config import (
     CARD,
     CONFIG,
     FORMAT_VERSION,
     MAX_CONFIG_BYTES,
+    RECORD,
     WEIGHTS,
     ModelConfig,
     read_config,
@@ -32,7 +31,6 @@ from manyheads.core.model_config import (
 from manyheads.core.strict_json import Json
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from manyheads.core.predictor import AnyPredictor
@@ -45,6 +43,7 @@ __all__ = [
     "WEIGHTS",
     "Json",
     "ModelConfig",
+    "check_buildable",
     "find_folder",
     "load",
     "load_model",
@@ -52,8 +51,6 @@ __all__ = [
     "read_config",
     "save",
 ]
-SHOWN = 3  # names listed in a message
-SPARE = 1000  # parameters that a builder may register beside those it keeps
 
 
 def save(
@@ -122,7 +119,7 @@ def _write(folder: Path, model: nn.Module, fields: Mapping[str, object], card: s
     (folder / CONFIG).write_text(text, encoding="utf-8")
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for the owner's eyes only
     config = read_config(folder)  # as it will be read: a tuple is a list now, NaN was refused
-    _match(folder, config)
+    match(folder, config)
     (folder / CARD).write_text(card or write_card(dataclasses.asdict(config)), encoding="utf-8")
     return config
 
@@ -132,31 +129,34 @@ def _is_replaceable(path: Path) -> bool:
     return (
         path.is_dir()
         and not path.is_symlink()
-        and {file.name for file in path.iterdir()} <= {CONFIG, WEIGHTS, CARD}
+        and {file.name for file in path.iterdir()} <= {CONFIG, WEIGHTS, CARD, RECORD}
     )
 
 
 def find_folder(reference: str | Path) -> Path:
-    """Return the model folder of a reference: that folder, or the `model/` in a run folder.
+    """Return the model folder of a reference.
+
+    That is a model folder, the `model/` in a run folder, or one in the cache: of `org/name[@revision]` on a
+    hub, or of a catalogue name whose published weights are known. What is not in the cache is downloaded.
 
     Raises:
-        UsageError: No such folder; catalogue names and hub references have no weights in this version.
+        UsageError: No such folder, model or revision, or no weights of that name are known.
+        ManyheadsError: It cannot be downloaded, or the cache is damaged.
     """
-    path = Path(reference)
+    path, text = Path(reference), str(reference)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
     if path.exists():
         raise UsageError(f"{path} is no model folder: it has no {CONFIG}")
-    if str(reference) in catalog.list_models():
-        domain = catalog.find(str(reference)).domain
-        raise UsageError(
-            f"{reference} is a catalogue name, and this version reads model folders only:"
-            f" train one first (`manyheads quickstart`, `manyheads {domain} fit`)"
-        )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(reference)):
-        raise UsageError(f"no folder {reference}; this version reads model folders only, not hub references")
-    raise UsageError(f"no model folder {reference}")
+    from manyheads.core import pull, references
+
+    if text in catalog.list_models():
+        return pull.locate(*pull.of_catalogue(text))
+    found = references.parse(text)
+    if found is None:
+        raise UsageError(f"no model folder {reference}")
+    return pull.locate(found)
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
@@ -175,8 +175,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
         raise ManyheadsError(
             f"{weights} is not the file that {CONFIG} names (SHA-256 differs): damaged or replaced"
         )
-    _match(path, config)
-    with _explained(path):
+    match(path, config)
+    with explained(path):
         model = catalog.create_model(config.name, **config.arguments)
         model.load_state_dict(load_file(str(weights)), strict=True)
     return model.eval(), config
@@ -199,77 +199,3 @@ def make_predictor(model: nn.Module, config: ModelConfig) -> AnyPredictor:
     """Return the predictor of a loaded model: that of its task, as the domain's catalogue says."""
     task = catalog.tasks(config.domain)[catalog.find(config.name).task]
     return cast("AnyPredictor", catalog.load_class(task.predictor).from_folder(model, config))  # type: ignore[attr-defined]
-
-
-def _match(path: Path, config: ModelConfig) -> None:
-    """Compare the names, shapes and types of the file with those of the module, before anything is allocated.
-
-    The header is all that is read; the module is built without memory behind its tensors.
-    """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    file = path / WEIGHTS
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            stored = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no mapping
-            found = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in stored.items()}
-    except SafetensorError as error:
-        raise ManyheadsError(f"{file} is no safetensors file ({error})") from error
-    with _explained(path), _at_most(SPARE + 2 * len(found)), torch.device("meta"):
-        wanted = catalog.create_model(config.name, **config.arguments).state_dict()
-    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    differing = [
-        f"{key} is {_describe(*found[key])}, not {_describe(_code(value.dtype), tuple(value.shape))}"
-        for key, value in wanted.items()
-        if key in found and found[key] != (_code(value.dtype), tuple(value.shape))
-    ]
-    faults = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for what, names in (("missing", missing), ("left over", unexpected), ("of another kind", differing))
-        if names
-    ]
-    if faults:
-        raise ManyheadsError(f"{file} does not fit {config.name}: tensors {'; '.join(faults)}")
-
-
-@contextmanager
-def _at_most(limit: int) -> Iterator[None]:
-    """Stop building a module at so many parameters: a config may ask for a billion layers."""
-    from torch.nn.modules.module import register_module_parameter_registration_hook as register
-
-    thread, count = threading.get_ident(), 0
-
-    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal count
-        count += threading.get_ident() == thread
-        if count > limit:
-            raise ValueError("they make many more parameters than the weights have")
-
-    hook = register(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _describe(dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{dtype}{list(shape)}"
-
-
-def _code(dtype: torch.dtype) -> str:
-    """Return safetensors' name of a type."""
-    name = str(dtype).removeprefix("torch.")
-    if name in ("bool", "bfloat16"):
-        return {"bool": "BOOL", "bfloat16": "BF16"}[name]
-    return re.sub(r"^(f|i|u|c)\D*", lambda match: match[1].upper(), name)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a builder's refusal of a config's arguments into an error that names the file."""
-    try:
-        yield
-    except Exception as error:
-        message = " ".join(str(error).split())[:200]
-        raise ManyheadsError(f"{path / CONFIG}: the arguments build no model: {message}") from error

@@ -19,6 +19,7 @@ from manyheads.core.strict_json import Json, Wrong, children, parse
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+RECORD = "manyheads.lock"  # of where a downloaded folder is from; see hub_cache.py
 MAX_CONFIG_BYTES = 8 << 20
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,24 @@ def golden() -> Callable[[str, str], GoldenCase]:
         )
 
     return load
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A model hub on loopback (tests/fake_hub.py), with an empty cache and nobody logged in."""
+    path = Path(__file__).with_name("fake_hub.py")
+    spec = importlib.util.spec_from_file_location("fake_hub", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules.get("fake_hub") or importlib.util.module_from_spec(spec)
+    if "fake_hub" not in sys.modules:
+        sys.modules["fake_hub"] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MANYHEADS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # loopback has no such store
+    monkeypatch.setattr("manyheads.core.network.BACKOFF", 0.01)
+    with module.FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        yield hub

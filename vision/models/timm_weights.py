@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from manyheads.core.errors import DataError
-from manyheads.core.weights import misfits
+from manyheads.core.weights import load_pickle, misfits
 from manyheads.vision.models import maxvit, swin, vit
 
 MODULES = (*vit.MODULES, *swin.MODULES, *maxvit.MODULES)
@@ -86,7 +85,7 @@ def read(path: Path, variant: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(str(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickle(path)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is no file of tensors: {reason}") from error

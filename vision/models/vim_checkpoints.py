@@ -12,12 +12,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from manyheads.core import hub
 from manyheads.core.errors import DataError, UsageError
-from manyheads.core.weights import misfits
+from manyheads.core.weights import load_pickle, misfits
 from manyheads.vision.models import vim
 from manyheads.vision.models.class_tokens import Grid, PosResize, resize_pos_embed, square_grid
 
@@ -108,8 +107,7 @@ def read_checkpoint(path: str | Path, *, ema: bool = False) -> tuple[dict[str, T
     if not path.is_file():
         raise DataError(f"no file {path}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_pickle(path, [argparse.Namespace])
     except Exception as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {wanted[1]}" if wanted else "it is damaged or no checkpoint of torch's"
