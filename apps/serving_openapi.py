@@ -121,7 +121,8 @@ def _rows(model: Model) -> Json:
     row: Json = {"type": "object"}
     if model.about is not None:
         names = model.about.columns
-        row |= {"required": list(names), "properties": {name: _type(kind) for name, kind in names.items()}}
+        row["properties"] = {name: _type(kind) for name, kind in names.items()}
+        row["description"] = "With the model's own settings."
     if model.plan.model.task == "separation":  # a job's results, not its parts
         row = {"type": "object", "description": "A speaker: id, speaker, file, seconds, level_db, ..."}
     bad = {"type": "object", "properties": {"id": {"type": "string"}, "reason": {"type": "string"}}}

@@ -72,7 +72,10 @@ def _explained(error: ValidationError) -> Refused:
     if found[0]["type"] in BROKEN:
         return _refused(400, "no_json", f"the body is no JSON: {found[0]['msg'].partition(': ')[2]}"[:200])
     details = tuple(
-        {"field": ".".join(str(part)[:100] for part in each["loc"]) or "body", "reason": each["msg"][:200]}
+        {
+            "field": ".".join(str(part)[:100] for part in each["loc"]) or "body",
+            "reason": each["msg"].removeprefix("Value error, ")[:200],
+        }
         for each in found[:SHOWN]
     )
     first = details[0]

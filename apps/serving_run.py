@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -172,8 +173,9 @@ class Run:
         """
         begin = time.perf_counter()
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._signalled, signum)
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(signum, self.stop, signum)
         server = Server(self._config())
         serving = asyncio.create_task(server.serve(sockets=[self.listening]))
         stopping = asyncio.create_task(self._stop.wait())
@@ -212,7 +214,8 @@ class Run:
             ws_per_message_deflate=False,  # a small message could become a large one
         )
 
-    def _signalled(self, signum: int) -> None:
+    def stop(self, signum: int) -> None:
+        """Begin the end, as a signal does; called again, end at once."""
         if self.signum:
             self.forced = True
         self.signum = self.signum or signum

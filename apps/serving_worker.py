@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -44,6 +45,7 @@ from manyheads.core.predictor import AnyPredictor, Bad, Row, Spent, configure, p
 SHARD = 1024  # records of a source that are listed at once
 TOGETHER = {"speech": 4}  # records; segments take long, and a request that is given up stops behind a batch
 CONFIGURED = 8  # predictors of other settings that are kept
+OPTION = re.compile(r"--([a-z][a-z-]+)")  # as the command line calls a setting
 NAMED = 20  # bad records that an error lists
 
 
@@ -72,8 +74,9 @@ class Task:
 
     def refuse(self, error: BaseException, field: str = "") -> None:
         """Note that the request's data, or another field of it, cannot be used."""
-        detail = {"field": field or self.work.payload.field, "reason": self.clean(str(error))}
-        self.problem = Problem(422, "invalid_data", detail["reason"], (detail,))
+        reason = OPTION.sub(lambda found: found[1].replace("-", "_"), self.clean(str(error)))
+        detail = {"field": field or self.work.payload.field, "reason": reason}
+        self.problem = Problem(422, "invalid_data", reason, (detail,))
 
     def fail(self, error: BaseException) -> None:
         """Note that the model, or the code, failed."""

@@ -17,16 +17,27 @@ import pytest
 SCRIPT = Path(__file__).with_name("fake_job.py")
 
 
-@pytest.fixture(scope="session")
-def fake() -> ModuleType:
-    """The fake domain's module."""
-    spec = importlib.util.spec_from_file_location("fake_job", SCRIPT)
+def load(path: Path) -> ModuleType:
+    """Import a helper, for tests cannot import each other."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_job"] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """The fake domain's module."""
+    return load(SCRIPT)
+
+
+@pytest.fixture(scope="session")
+def serving_tools() -> ModuleType:
+    """Tiny models of all domains, and servers."""
+    return load(SCRIPT.with_name("serving_tools.py"))
 
 
 class JobScript:
