@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, capture_parser
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from manyheads.apps import options
+from manyheads.apps.scaling import Compile, Compiled, Sharded, Spread, WholeFiles, make_strategy
 from manyheads.apps.trained import Trained
 from manyheads.core.catalog import Task, load_class
 from manyheads.core.errors import UsageError, did_you_mean
@@ -27,6 +28,9 @@ def build_trainer(
     max_steps: int = -1,
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
     devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
+    strategy: Spread = "auto",
+    compile: Compile = "none",
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true",
     accumulate_grad_batches: int = 1,
     gradient_clip_val: float | None = None,
@@ -35,6 +39,7 @@ def build_trainer(
     limit_test_batches: int | float = 1.0,
     check_val_every_n_epoch: int = 1,
     log_every_n_steps: int = 50,
+    sync_batchnorm: bool = False,
     deterministic: bool = True,
 ) -> Trainer:
     """Build the trainer from plain values.
@@ -43,22 +48,34 @@ def build_trainer(
         max_epochs: Epochs to train at most.
         max_steps: Optimizer steps to train at most; -1 for no limit.
         accelerator: Where to run.
-        devices: How many devices.
+        devices: How many devices, each with a process of its own; a batch size is that of each process.
+        num_nodes: Machines, each with so many devices; torchrun or a scheduler starts the command on each.
+        strategy: "ddp" holds the model on each device; "ddp_find_unused" is for a model of which a batch does
+            not use every parameter; "fsdp" cuts the model over the devices. "auto" is ddp, where there are
+            several.
+        compile: What compiles the model's blocks: torch.compile with this backend.
         precision: Arithmetic of the forward and backward passes.
-        accumulate_grad_batches: Batches an optimizer step.
+        accumulate_grad_batches: Batches of each process an optimizer step.
         gradient_clip_val: Largest gradient norm.
         limit_train_batches: How many training batches an epoch: a count, or a share between 0 and 1.
         limit_val_batches: The same for validation.
         limit_test_batches: The same for the test.
         check_val_every_n_epoch: Validate after every so many epochs.
         log_every_n_steps: Log the training loss every so many steps.
+        sync_batchnorm: Take batch statistics over all processes; GPUs alone.
         deterministic: Refuse operations whose result varies between runs.
     """
+    callbacks: list[Callback] = [] if compile == "none" else [Compiled(compile)]
+    callbacks += [Sharded()] if strategy == "fsdp" else []
     return Trainer(
         max_epochs=max_epochs,
         max_steps=max_steps,
         accelerator=accelerator,
         devices=devices,
+        num_nodes=num_nodes,
+        strategy=make_strategy(strategy, devices, num_nodes),
+        plugins=WholeFiles(),
+        callbacks=callbacks,
         precision=precision,
         accumulate_grad_batches=accumulate_grad_batches,
         gradient_clip_val=gradient_clip_val,
@@ -67,6 +84,7 @@ def build_trainer(
         limit_test_batches=limit_test_batches,
         check_val_every_n_epoch=check_val_every_n_epoch,
         log_every_n_steps=log_every_n_steps,
+        sync_batchnorm=sync_batchnorm,
         deterministic=deterministic,
         logger=False,
         enable_checkpointing=False,  # fit adds its own
@@ -123,6 +141,12 @@ class CLI(LightningCLI):
             type=dict[str, float] | None,
             default=None,
             help="fit: values to mark in curves.png, of others' work, as {val_loss: 0.38}.",
+        )
+        add(
+            "--save_every_n_steps",
+            type=int,
+            default=0,
+            help="fit: write last.ckpt after so many optimizer steps, too, for a run that may be killed.",
         )
         for source, target, when in cast(Trained, self.model_class).LINKS:
             parser.link_arguments(source, target, apply_on=when)

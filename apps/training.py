@@ -6,6 +6,7 @@ model folder at the end of a fit) is the same.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -26,10 +27,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from manyheads.apps import options
 from manyheads.apps.callbacks import EpochLines, Resumable, Validated
 from manyheads.apps.curves import draw_curves
+from manyheads.apps.scaling import is_sharded
 from manyheads.apps.stopping import Stopped
 from manyheads.apps.trained import Calibrated, Data, Labelled, Monitored, Reported, Trained
 from manyheads.apps.trainer import CLI, make_cli, write_help
-from manyheads.core import hub
+from manyheads.core import files, hub
 from manyheads.core.catalog import DOMAINS, Task, tasks
 from manyheads.core.errors import UsageError
 
@@ -50,6 +52,9 @@ def run(domain: str, task: Task, action: str, args: Sequence[str]) -> int:
             measure(action, cli, folder)
     except SIGTERMException as error:  # lightning's own answer, which would exit with 0
         raise Stopped(signal.SIGTERM) from error
+    except Stopped:
+        if cli.trainer.is_global_zero:
+            raise  # of several processes the first one speaks; where another fails, lightning kills all
     return 0
 
 
@@ -68,24 +73,17 @@ def quieten() -> None:
 def fit(domain: str, cli: CLI, folder: Path) -> None:
     """Train into a run folder: config, log, best and last checkpoint, and the model folder.
 
+    Of several processes the first one alone writes.
+
     Raises:
         UsageError: The folder holds a run and neither --ckpt_path nor --overwrite was given.
     """
     resume = checkpoint_path(cli, None)
     if resume is not None:
         load_weights(cli.model, resume)  # refuses another model's before anything is written
-    if resume is None and (folder / LAST).exists():
-        if not cli.config["overwrite"]:
-            raise UsageError(
-                f"{folder} holds a run: resume it with --ckpt_path {folder / LAST}, choose another --output,"
-                " or replace it with --overwrite true"
-            )
-        for stale in (BEST, LAST, CURVES):
-            (folder / stale).unlink(missing_ok=True)
-        shutil.rmtree(folder / LOGS, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    cli.config["output"] = str(folder)  # the saved config finds its run
-    cli.parser.save(cli.config, str(folder / "config.yaml"), overwrite=True)
+    if cli.trainer.is_global_zero:
+        begin_folder(cli, folder, fresh=resume is None)
+    trained = copy.deepcopy(cli.model) if is_sharded(cli.trainer) else cli.model  # what has whole parameters
     figure, mode = monitored(cli.model)
     checkpoint = ModelCheckpoint(
         folder,
@@ -101,26 +99,52 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
         Validated(),
         EpochLines(figure),
         checkpoint,
-        Resumable(folder / LAST),
+        Resumable(folder / LAST, cli.config["save_every_n_steps"], cli.config["seed_everything"]),
     ]
     trainer.logger = CSVLogger(folder, name=LOGS)
-    parameters = sum(p.numel() for p in cli.model.parameters())
-    print(f"{cli.config['model']['name']}: {parameters:,} parameters; run folder {folder}", flush=True)
+    if trainer.is_global_zero:
+        parameters = sum(p.numel() for p in cli.model.parameters())
+        print(f"{cli.config['model']['name']}: {parameters:,} parameters; run folder {folder}", flush=True)
     start = time.perf_counter()
     trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
     seconds = time.perf_counter() - start
+    if not trainer.is_global_zero:
+        return
     score = math.nan if checkpoint.best_model_score is None else float(checkpoint.best_model_score)
     summary: dict[str, hub.Json] = {
         f"best_{figure}": score if math.isfinite(score) else None,
         "epochs": trainer.current_epoch,
         "seed": cli.config["seed_everything"],
     }
-    load_weights(cli.model, folder / BEST)
-    write_model_folder(domain, cast(Trained, cli.model), cast(Data, cli.datamodule), folder / MODEL, summary)
+    trained.trainer = trainer
+    load_weights(trained, folder / BEST)
+    write_model_folder(domain, cast(Trained, trained), cast(Data, cli.datamodule), folder / MODEL, summary)
     draw_curves(folder / LOGS, folder / CURVES, cli.config["reference"])
     print(f"best {figure} {score:.4f} after {summary['epochs']} epochs, {seconds:.0f} s; {folder / CURVES}")
     print(f"model folder {folder / MODEL}")
     print(f"next: manyheads {domain} test --config {folder / 'config.yaml'}")
+
+
+def begin_folder(cli: CLI, folder: Path, fresh: bool) -> None:
+    """Make a run folder ready, and keep the config in it.
+
+    Raises:
+        UsageError: It holds a run, and a fresh one may not replace that.
+    """
+    if fresh and (folder / LAST).exists():
+        if not cli.config["overwrite"]:
+            raise UsageError(
+                f"{folder} holds a run: resume it with --ckpt_path {folder / LAST}, choose another --output,"
+                " or replace it with --overwrite true"
+            )
+        for stale in (BEST, LAST, CURVES):
+            (folder / stale).unlink(missing_ok=True)
+        shutil.rmtree(folder / LOGS, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for cut in folder.glob(f"{files.TEMPORARY}*.ckpt"):  # a killed run's
+        files.remove(cut)
+    cli.config["output"] = str(folder)  # the saved config finds its run
+    cli.parser.save(cli.config, str(folder / "config.yaml"), overwrite=True)
 
 
 def monitored(task: LightningModule) -> tuple[str, Literal["min", "max"]]:
@@ -180,6 +204,8 @@ def measure(action: str, cli: CLI, folder: Path) -> dict[str, float]:
     load_weights(cli.model, path)
     step = cli.trainer.validate if action == "validate" else cli.trainer.test
     figures = dict(step(cli.model, cli.datamodule, verbose=False)[0])
+    if not cli.trainer.is_global_zero:
+        return figures
     for name, value in figures.items():
         print(f"{name:14} {value:.6g}")
     target = folder / f"{action}.json"

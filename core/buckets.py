@@ -26,7 +26,8 @@ class Buckets:
         shuffle: For training; else the order stays, the largest first: what does not fit into memory says so
             at once.
         seed: Of the order.
-        share: This process and the number of processes; each has its own batches, as many as the others.
+        share: This process and the number of processes; each has its own batches, as many as the others: the
+            largest batches are halved until their number can be divided.
         most: Samples of a batch at most; None for no limit.
 
     Shape:
@@ -64,10 +65,19 @@ class Buckets:
             for begin, group, count in zip(self._starts(), self._groups, counts, strict=True)
             for cut in range(0, len(group), count)
         ] + [len(order)]
+        self._even(share[1])
         self.schedule = Schedule(len(self._cuts) - 1, 1, shuffle, False, seed, share)
 
     def __len__(self) -> int:
         return len(self.schedule)
+
+    def _even(self, processes: int) -> None:
+        """Halve the batches of the most samples until each process has as many; one sample is not halved."""
+        for _ in range(-(len(self._cuts) - 1) % processes):
+            counts = np.diff(self._cuts)
+            most = int(counts.argmax())
+            if counts[most] > 1:
+                self._cuts.insert(most + 1, self._cuts[most] + int(counts[most] + 1) // 2)
 
     def _starts(self) -> list[int]:
         sizes = np.cumsum([len(group) for group in self._groups])
@@ -83,5 +93,5 @@ class Buckets:
     def plan(self, first: int = 0) -> Iterator[Indices]:
         """Yield the samples of this epoch's batches, from one of them on; the position stays."""
         order = self.order(self.schedule.epoch)
-        for (batch,) in self.schedule.plan(first):
-            yield order[self._cuts[batch] : self._cuts[batch + 1]]
+        for batches in self.schedule.plan(first):
+            yield np.concatenate([order[self._cuts[i] : self._cuts[i + 1]] for i in batches])

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from manyheads.core.errors import DataError, UsageError
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -38,11 +40,16 @@ class Schedule:
         shuffle: Draw a new order each epoch.
         drop_last: Leave out a last batch that is not full.
         seed: Seed of the order.
-        part: This process and the number of processes; each has its own samples, as many as the others.
+        part: This process and the number of processes. Each has every so-many-th sample of what one process
+            would have in a batch of `batch_size` times their number; so each sample comes once, and all
+            have as many batches. What is left at the end and too little for all of them joins the last batch.
         weights: Draw as many samples as there are with these chances, with replacement, instead of an order.
 
     Shape:
         weights `[samples]`, positive.
+
+    Raises:
+        UsageError: There are fewer samples than processes.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class Schedule:
         self.samples, self.batch_size, self.shuffle, self.drop_last = samples, batch_size, shuffle, drop_last
         self.seed, self.part, self.weights = seed, part, weights
         self.epoch, self._given, self._resumed = 0, 0, False
+        if 0 < samples < part[1]:
+            raise UsageError(f"{samples} samples or batches cannot be shared by {part[1]} processes")
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes; a saved position of another epoch is dropped."""
@@ -65,8 +74,13 @@ class Schedule:
             self.epoch, self._given, self._resumed = epoch, 0, False
 
     def __len__(self) -> int:
-        full, rest = divmod(self.samples // self.part[1], self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        full, rest = divmod(self.samples, self._together)
+        return full + (rest >= self.part[1] and not self.drop_last)
+
+    @property
+    def _together(self) -> int:
+        """Samples of a batch, of all processes together."""
+        return self.batch_size * self.part[1]
 
     def order(self, epoch: int) -> Indices:
         """Return the order of the samples in an epoch, of all processes together."""
@@ -82,14 +96,13 @@ class Schedule:
 
     def plan(self, first: int = 0) -> Iterator[Indices]:
         """Yield the sample numbers of this epoch's batches, from one of them on; the position stays."""
-        (rank, world), n, size = self.part, self.samples, self.batch_size
+        (rank, world), size, last = self.part, self._together, len(self) - 1
         drawn = self.shuffle or self.weights is not None
-        mine = self.order(self.epoch)[rank : n - n % world : world] if drawn else None
-        for i in range(first, len(self)):
-            if mine is None:
-                yield np.arange(i * size, min((i + 1) * size, n // world)) * world + rank
-            else:
-                yield mine[i * size : (i + 1) * size]
+        order = self.order(self.epoch) if drawn else None
+        for i in range(first, last + 1):
+            end = self.samples if i == last and not self.drop_last else (i + 1) * size
+            mine = slice(i * size + rank, end, world)
+            yield np.arange(mine.start, mine.stop, world) if order is None else order[mine]
 
     def begin(self) -> int:
         """Begin an epoch: return its first batch, which is not 0 where a saved position goes on."""
@@ -106,12 +119,21 @@ class Schedule:
         self.epoch, self._given = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position: the epoch, and the batches already given in it."""
-        return {"epoch": self.epoch, "batch": self._given}
+        """Return the position: the epoch, the batches already given in it, and how large these are."""
+        return {"epoch": self.epoch, "batch": self._given, "size": self._together}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved position."""
+        """Go on at a saved position.
+
+        Raises:
+            UsageError: It lies within an epoch of batches of another size.
+        """
         done = state["batch"] >= len(self)
+        if not done and state["batch"] and state["size"] != self._together:
+            raise UsageError(
+                f"the checkpoint lies within an epoch of batches of {state['size']} over all processes, "
+                f"and these are of {self._together}: resume with the same batch size times processes"
+            )
         self.epoch, self._given = (state["epoch"] + 1, 0) if done else (state["epoch"], state["batch"])
         self._resumed = True
 
@@ -196,6 +218,11 @@ class BatchLoader(Generic[R, B]):
         self._jobs.first = self.schedule.begin()
         for made in self._results():
             batch = self.accept(made)
+            if batch is None and self.schedule.part[1] > 1:
+                raise DataError(
+                    "a batch has no sample that can be used, and processes that train together must have as "
+                    "many batches: take the bad samples out, or use one process"
+                )
             self.schedule.give()
             if batch is not None:
                 yield batch

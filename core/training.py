@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from manyheads.core.errors import UsageError
+
+T = TypeVar("T")
+
+
+def of_all(trainer: Trainer, found: list[T]) -> list[T]:
+    """Return what all processes have found, the first one's before the second's; of one process as it is.
+
+    Args:
+        trainer: Of the run; all processes call this.
+        found: Of this process. Tensors of several processes come back on the CPU.
+    """
+    if trainer.world_size == 1:
+        return found
+    shares: list[list[T]] = [[]] * trainer.world_size
+    own = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), found)
+    torch.distributed.all_gather_object(shares, own)
+    return [each for share in shares for each in share]
 
 
 def run_steps(trainer: Trainer, batches: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from manyheads.core import optimization
 from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.optimization import Optimizer, Plateau
+from manyheads.core.training import of_all
 from manyheads.graph import metrics
 from manyheads.graph.links import ranking
 from manyheads.graph.losses import Criterion, Kind, Loss
@@ -139,7 +140,10 @@ class GraphTask(LightningModule):
         """Return the loss of a batch."""
         target = batch["target"]
         loss = cast(Tensor, self.criterion(self(batch), target, batch["weight"]))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(target))
+        size = len(target)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def validation_step(self, batch: GraphBatch) -> None:
@@ -198,12 +202,8 @@ class GraphTask(LightningModule):
 
         A row that several processes had counts once.
         """
-        index, outputs, target = (torch.cat(each) for each in zip(*self._seen, strict=True))
-        self._seen = []
-        if self.trainer.world_size > 1:
-            shares: list[Seen] = [(index, outputs, target)] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, (index.cpu(), outputs.cpu(), target.cpu()))
-            index, outputs, target = (torch.cat(each) for each in zip(*shares, strict=True))
+        seen, self._seen = of_all(self.trainer, self._seen), []
+        index, outputs, target = (torch.cat(each) for each in zip(*seen, strict=True))
         order = index.argsort(stable=True)
         kept = order[torch.diff(index[order], prepend=index.new_tensor([-1])) != 0]
         outputs, target = outputs[kept].to(self.device), target[kept].to(self.device)

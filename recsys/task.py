@@ -6,37 +6,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manyheads.core import optimization
 from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.core.optimization import Optimizer
-from manyheads.recsys import losses, sampled
-from manyheads.recsys.evaluation import Evaluation
+from manyheads.recsys import losses
 from manyheads.recsys.masking import Masked, mask_items, next_items
+from manyheads.recsys.measuring import Measuring, Sampled
 from manyheads.recsys.models.bert4rec import BERT4Rec
 from manyheads.recsys.models.encoder import Packed
 from manyheads.recsys.models.sasrec import SASRec
-from manyheads.recsys.popularity import popularity
-from manyheads.recsys.report import Tested
 from manyheads.recsys.retrieval import Factors
-from manyheads.recsys.sequences import cells
 from manyheads.recsys.start import load_weights
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
-    from manyheads.recsys.data import Asked, RecommendationData
-    from manyheads.recsys.splits import Part
+    from manyheads.recsys.data import RecommendationData
+    from manyheads.recsys.source import Asked
 
 Plain = bool | int | float | str | None
-TASK, POPULARITY = "recommendation", "popularity_"
-SHOWN = ("hr", "ndcg", "mrr")  # of validation
+TASK = "recommendation"
 
 
 @dataclass(frozen=True)
@@ -74,23 +68,6 @@ class Objective:
         ):
             if not holds:
                 raise UsageError(f"objective.{name} must be {wanted}")
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Figures of the test among a few drawn items, as older papers have them, beside the others.
-
-    They flatter, and do not keep the order of models; their names begin with `sampled_`.
-
-    Args:
-        negatives: Items drawn for each user; 0 asks for no such figures.
-        kind: Drawn by "popularity" in training, or "uniform".
-        seed: Of the draws.
-    """
-
-    negatives: int = 0
-    kind: Literal["uniform", "popularity"] = "popularity"
-    seed: int = 0
 
 
 class Recommender(LightningModule):
@@ -131,17 +108,15 @@ class Recommender(LightningModule):
         objective: Objective = Objective(),  # frozen, as those below
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         ks: list[int] = [5, 10, 20],  # noqa: B006  # not changed
-        sampled: Sampled = Sampled(),
+        sampled: Sampled = Sampled(),  # noqa: B008
         start: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
             {"name": name, "objective": asdict(objective), "optimizer": asdict(optimizer)}
         )
-        if not ks or min(ks) < 1:
-            raise UsageError(f"ks must be lengths of lists, not {ks}")
-        self.name, self.objective, self.optimizer, self.ks = name, objective, optimizer, tuple(ks)
-        self.sampled = sampled
+        self.name, self.objective, self.optimizer = name, objective, optimizer
+        self.measuring = Measuring(ks, sampled)
         self.builder_arguments = _recipe(name, arguments or {}, num_items, max_len)
         model = create_model(name, **self.builder_arguments)
         if not isinstance(model, BERT4Rec | SASRec):
@@ -150,18 +125,11 @@ class Recommender(LightningModule):
             load_weights(model, name, start, num_items)
         self.model = model
         self.negatives: losses.Negatives | None = None
-        self._evaluation: Evaluation | None = None
-        self._popularity: dict[Part, Evaluation] = {}
-        self._tested: Tested | None = None
 
     @property
     def monitor(self) -> tuple[str, Literal["min", "max"]]:
         """The figure by which an epoch is the best one."""
-        return f"val_ndcg@{self._shown}", "max"
-
-    @property
-    def _shown(self) -> int:
-        return 10 if 10 in self.ks else self.ks[-1]
+        return self.measuring.monitor
 
     def on_fit_start(self) -> None:
         """Take the chances of items to be drawn from training's counts."""
@@ -174,7 +142,8 @@ class Recommender(LightningModule):
         asked = self._question(batch)
         loss = self._loss(self.model(asked.batch, asked.at), asked.targets)
         size = len(batch.starts) - 1
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        mean = loss.detach()
+        self.log("train_loss", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         return loss
 
     def _question(self, batch: Packed) -> Masked:
@@ -201,7 +170,7 @@ class Recommender(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin with no ranks."""
-        self._evaluation = self._begin()
+        self.measuring.begin(self._data, "val")
 
     def validation_step(self, batch: Asked) -> None:
         """Rank what came next."""
@@ -209,20 +178,11 @@ class Recommender(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures, and popularity's."""
-        self._log("val", self._joined())
+        self.measuring.end(self, self._data, "val")
 
     def on_test_epoch_start(self) -> None:
         """Begin with no ranks, and draw items where they are asked for."""
-        data, of = self._data, self.sampled
-        if not of.negatives:
-            self._evaluation = self._begin()
-            return
-        if data.splitting.target == "all":
-            raise UsageError("sampled figures are of one target a user: set data.splitting.target to next")
-        asked = data.asked("test")
-        known = cells(data.split.sequences.items, asked.first, asked.end + 1)  # the target with them
-        drawn = sampled.draw(known, len(asked.users), data.counts, of.negatives, of.kind, of.seed)
-        self._evaluation = self._begin(drawn)
+        self.measuring.begin(self._data, "test")
 
     def test_step(self, batch: Asked) -> None:
         """Rank what came next."""
@@ -230,22 +190,7 @@ class Recommender(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the figures, popularity's, and those among drawn items."""
-        found = self._joined()
-        figures, beside = self._log("test", found)
-        if found.drawn is not None:
-            before = f"test_{sampled.prefix(self.sampled.kind, self.sampled.negatives)}"
-            self.log_dict({f"{before}{key}": value for key, value in found.sampled_figures().items()})
-        data = self._data
-        users = data.split.sequences.user_ids.ids
-        self._tested = Tested(
-            [users[user] for user in data.asked("test").users],
-            data.split.sequences.item_ids.ids,
-            found.ranked(),
-            self._popularity["test"].ranked(),
-            figures,
-            beside,
-            self._shown,
-        )
+        self.measuring.end(self, self._data, "test")
 
     def report(self, folder: Path) -> list[str]:
         """Write the last test's ranks and picture into a folder.
@@ -253,8 +198,8 @@ class Recommender(LightningModule):
         Returns:
             Lines to print.
         """
-        assert self._tested is not None
-        return self._tested.write(folder)
+        assert self.measuring.tested is not None
+        return self.measuring.tested.write(folder)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and a schedule by step.
@@ -269,43 +214,13 @@ class Recommender(LightningModule):
         """Average the weights, if that is wanted."""
         return optimization.make_callbacks(self.optimizer, optimization.NEVER, self.trainer, self.monitor)
 
-    def _begin(self, drawn: NDArray[np.int32] | None = None) -> Evaluation:
-        data = self._data
-        first, end = data.split.span("train")
-        return Evaluation(data.counts, int((end > first).sum()), self.ks, drawn)
-
     def _rank(self, batch: Asked) -> None:
-        assert self._evaluation is not None
         queries = self.model.queries(batch.histories)
-        self._evaluation.add(Factors(queries.float(), *self._items()), batch)
+        self.measuring.add(Factors(queries.float(), *self._items()), batch)
 
     def _items(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.model.items()
         return weight.float(), None if bias is None else bias.float()
-
-    def _joined(self) -> Evaluation:
-        """Return the evaluation of all processes."""
-        found, self._evaluation = self._evaluation, None
-        assert found is not None
-        if self.trainer.world_size > 1:
-            shares: list[Evaluation] = [found] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, found)
-            found = self._begin(found.drawn)
-            found.join(shares)
-        return found
-
-    def _log(self, part: Part, found: Evaluation) -> tuple[dict[str, float], dict[str, float]]:
-        """Log a part's figures, the model's and popularity's; of validation those that a picture shows."""
-        if part not in self._popularity:
-            data, beside = self._data, self._begin()
-            for asked in data.question_loader(part, alone=True):
-                beside.add(popularity(data.counts, len(asked.questions)), asked)
-            self._popularity[part] = beside
-        figures, popular = found.figures(), self._popularity[part].figures()
-        shown = [f"{name}@{self._shown}" for name in SHOWN] if part == "val" else figures
-        self.log_dict({f"{part}_{key}": figures[key] for key in shown})
-        self.log_dict({f"{part}_{POPULARITY}{key}": popular[key] for key in shown})
-        return figures, popular
 
     @property
     def _data(self) -> RecommendationData:

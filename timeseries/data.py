@@ -209,15 +209,15 @@ class ForecastData(LightningDataModule):
         )
 
     def val_dataloader(self) -> WindowLoader:
-        """Return all validation batches."""
-        return WindowLoader(self.val_windows, self.batch_size)
+        """Return this process' share of the validation batches."""
+        return WindowLoader(self.val_windows, self.batch_size, part=share_of(self.trainer))
 
     def test_dataloader(self) -> WindowLoader:
-        """Return all test batches."""
-        return WindowLoader(self.test_windows, self.batch_size)
+        """Return this process' share of the test batches."""
+        return WindowLoader(self.test_windows, self.batch_size, part=share_of(self.trainer))
 
     def predict_dataloader(self) -> WindowLoader:
-        """Return all test batches, to forecast them."""
+        """Return the test batches, to forecast them."""
         return self.test_dataloader()
 
     def preprocessing(self) -> dict[str, object]:

@@ -17,6 +17,7 @@ from manyheads.timeseries.calls import Forecast, check_levels, forecast, trainin
 from manyheads.timeseries.conformal import SplitConformal, spacing
 from manyheads.timeseries.metrics import ErrorSums
 from manyheads.timeseries.quantile_sums import QuantileSums
+from manyheads.timeseries.windows import WindowLoader
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -110,7 +111,10 @@ class Forecaster(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""
         loss = training_loss(self.model, batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["y"]))
+        size = len(batch["y"])
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -191,7 +195,7 @@ class Forecaster(LightningModule):
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            for batch in data.val_dataloader():
+            for batch in WindowLoader(data.val_windows, data.batch_size):
                 moved = self.transfer_batch_to_device(batch, self.device, 0)
                 chosen = slice(-seen % every, None, every)
                 errors.append((moved["y"] - forecast(self.model, moved).point)[chosen].abs().cpu())

@@ -361,17 +361,18 @@ class ImageData(LightningDataModule):
             )
         return self._loader(TRAIN, schedule)
 
-    def _evaluated(self, part: int) -> ImageLoader:
+    def _evaluated(self, part: int, alone: bool = False) -> ImageLoader:
         self.setup()
         size = self.loading.eval_batch_size or self.batch_size
-        return self._loader(part, Schedule(len(self.rows[part]), size))
+        share = (0, 1) if alone else share_of(self.trainer)
+        return self._loader(part, Schedule(len(self.rows[part]), size, part=share))
 
-    def val_dataloader(self) -> ImageLoader:
-        """Return all validation batches."""
-        return self._evaluated(VAL)
+    def val_dataloader(self, alone: bool = False) -> ImageLoader:
+        """Return the validation batches: this process' share of them, or all."""
+        return self._evaluated(VAL, alone)
 
     def test_dataloader(self) -> ImageLoader:
-        """Return all test batches."""
+        """Return this process' share of the test batches."""
         return self._evaluated(TEST)
 
     def preprocessing(self) -> dict[str, object]:

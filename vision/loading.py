@@ -259,7 +259,7 @@ def _jobs(schedule: Schedule, first: int) -> Iterator[Job]:
     if schedule.weights is not None:
         order = schedule.order(epoch)
         tickets = order + schedule.samples * _repeats(order).astype(np.int64)
-        seen = Schedule(len(order), schedule.batch_size, part=schedule.part)
+        seen = Schedule(len(order), schedule.batch_size, drop_last=schedule.drop_last, part=schedule.part)
     for i, samples in enumerate(schedule.plan(first), first):
         yield samples, epoch, samples if seen is None else tickets[next(seen.plan(i))]
 

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
-from manyheads.core.training import make_averaging, run_steps
+from manyheads.core.training import make_averaging, of_all, run_steps
 from manyheads.vision import metrics, optimization
 from manyheads.vision.calibration import fit_temperature
 from manyheads.vision.losses import Criterion, Loss, smoothed
@@ -173,7 +173,10 @@ class ImageClassifier(LightningModule):
             mix = self._mixes[int(torch.randint(len(self._mixes), ()))]
             image, target = mix(image, target)
         loss = self.criterion(self.model(image), target)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
+        size = len(image)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def validation_step(self, batch: ImageBatch) -> None:
@@ -241,7 +244,7 @@ class ImageClassifier(LightningModule):
 
     def _fitted_temperature(self) -> float:
         """Fit the temperature on the validation images, as many as the trainer validates."""
-        loader, seen, training = self._data.val_dataloader(), [], self.training
+        loader, seen, training = self._data.val_dataloader(alone=True), [], self.training
         limit = self.trainer.limit_val_batches
         count = limit if isinstance(limit, int) else math.ceil(limit * len(loader))
         self.eval()
@@ -259,10 +262,8 @@ class ImageClassifier(LightningModule):
 
     def _gathered(self) -> tuple[Tensor, Tensor]:
         """Return all logits and targets since the last call, of all processes."""
-        logits, target = (torch.cat(each) for each in zip(*self._seen, strict=True))
-        self._seen.clear()
-        if self.trainer.world_size > 1:
-            logits, target = (each.flatten(0, 1) for each in self.all_gather((logits, target)))
+        seen, self._seen = of_all(self.trainer, self._seen), []
+        logits, target = (torch.cat(each).to(self.device) for each in zip(*seen, strict=True))
         return logits, target
 
 

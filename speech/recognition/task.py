@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -17,6 +16,7 @@ from manyheads.core.catalog import builder, create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.core.optimization import Optimizer
 from manyheads.core.start import load_weights
+from manyheads.core.training import of_all
 from manyheads.speech.models.paraformer import Paraformer, greedy
 from manyheads.speech.models.paraformer_losses import Objective
 from manyheads.speech.recognition.metrics import Normalizer, compare, normalize, total
@@ -154,7 +154,7 @@ class Recognizer(LightningModule):
 
     def _log_losses(self, part: str, losses: dict[str, Tensor], size: int) -> None:
         values = {f"{part}_{key}": value.detach() for key, value in losses.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
 
     def _recognise(self, batch: UtteranceBatch) -> None:
         """Keep what is recognised."""
@@ -163,13 +163,8 @@ class Recognizer(LightningModule):
 
     def _errors(self, part: Literal["val", "test"] = "val") -> tuple[dict[str, float], Tested]:
         """Compare all texts since the last call, of all processes."""
-        found = self._found
+        found = sorted(of_all(self.trainer, self._found), key=lambda each: each[0])
         self._found = []
-        if self.trainer.world_size > 1:
-            shares: list[list[tuple[int, list[int]]]] = [[]] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, found)
-            found = [each for share in shares for each in share]
-        found.sort(key=lambda each: each[0])
         data = self._data
         utterances = data.utterances[part]
         # What the units cannot write is an error, too: the true texts are those of the data, not their units.

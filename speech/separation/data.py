@@ -174,16 +174,15 @@ class SeparationData(LightningDataModule):
 
     def _evaluated(self, part: Part) -> MixtureLoader:
         mixtures = self.part(part)
-        # All processes get every mixture: equal shares would hold one of them twice.
-        schedule = Schedule(len(mixtures), self.loading.eval_batch_size)
+        schedule = Schedule(len(mixtures), self.loading.eval_batch_size, part=share_of(self.trainer))
         return mixture_loader(mixtures, schedule, self.loading.workers)
 
     def val_dataloader(self) -> MixtureLoader:
-        """Return all validation batches."""
+        """Return this process' share of the validation batches."""
         return self._evaluated("val")
 
     def test_dataloader(self) -> MixtureLoader:
-        """Return all test batches."""
+        """Return this process' share of the test batches."""
         return self._evaluated("test")
 
     def preprocessing(self) -> dict[str, object]:

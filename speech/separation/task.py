@@ -16,6 +16,7 @@ from manyheads.core.catalog import create_model, find
 from manyheads.core.errors import UsageError
 from manyheads.core.optimization import Optimizer, Plateau
 from manyheads.core.start import load_weights
+from manyheads.core.training import of_all
 from manyheads.speech.separation.fresh import cosine
 from manyheads.speech.separation.metrics import MOST_SPEAKERS, best_order, pairwise_si_sdr, score
 from manyheads.speech.separation.report import Measured, Tested
@@ -121,7 +122,8 @@ class Separator(LightningModule):
         """Return the loss of a batch."""
         found = self._si_sdr(batch)[0]
         size = len(found)
-        self.log("train_loss", -found.mean().detach(), on_step=False, on_epoch=True, batch_size=size)
+        mean = -found.mean().detach()
+        self.log("train_loss", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         if self.objective.threshold_db is not None:
             counted = (found <= self.objective.threshold_db).to(found)
             return -(found * counted).sum() / counted.sum().clamp(min=1)
@@ -130,7 +132,7 @@ class Separator(LightningModule):
     def validation_step(self, batch: MixtureBatch) -> None:
         """Separate and measure a batch."""
         found, estimates = self._si_sdr(batch)
-        self.log("val_loss", -found.mean(), batch_size=len(found), prog_bar=True)
+        self.log("val_loss", -found.mean(), batch_size=len(found), prog_bar=True, sync_dist=True)
         self._measure(batch, estimates)
 
     def on_validation_epoch_end(self) -> None:
@@ -203,7 +205,7 @@ class Separator(LightningModule):
 
     def _gathered(self) -> Tested:
         """Return the figures since the last call, of every mixture once."""
-        found, self._found = self._found, []
+        found, self._found = of_all(self.trainer, self._found), []
         return Tested(sorted(found, key=lambda each: each.index))
 
     @property

@@ -181,12 +181,12 @@ class LabelledData(LightningDataModule):
         )
 
     def val_dataloader(self) -> WindowLoader[LabelledBatch]:
-        """Return all validation batches."""
-        return WindowLoader(self.val_samples, self.batch_size)
+        """Return this process' share of the validation batches."""
+        return WindowLoader(self.val_samples, self.batch_size, part=share_of(self.trainer))
 
     def test_dataloader(self) -> WindowLoader[LabelledBatch]:
-        """Return all test batches."""
-        return WindowLoader(self.test_samples, self.batch_size)
+        """Return this process' share of the test batches."""
+        return WindowLoader(self.test_samples, self.batch_size, part=share_of(self.trainer))
 
     def preprocessing(self) -> dict[str, object]:
         """Return what a predictor needs to treat new data as the train data were; plain JSON."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from manyheads.core.catalog import create_model
+from manyheads.core.training import of_all
 
 if TYPE_CHECKING:
     from manyheads.timeseries.classification.data import LabelledBatch
@@ -77,7 +78,10 @@ class Classifier(LightningModule):
     def training_step(self, batch: LabelledBatch) -> Tensor:
         """Return the loss of a batch."""
         loss = F.cross_entropy(self(batch), batch["y"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["y"]))
+        size = len(batch["y"])
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def validation_step(self, batch: LabelledBatch) -> None:
@@ -108,10 +112,8 @@ class Classifier(LightningModule):
 
     def _gathered(self) -> tuple[Tensor, Tensor]:
         """Return all logits and classes since the last call, of all processes."""
-        logits, y = (torch.cat(each) for each in zip(*self._seen, strict=True))
-        self._seen.clear()
-        if self.trainer.world_size > 1:
-            logits, y = (each.flatten(0, 1) for each in self.all_gather((logits, y)))
+        seen, self._seen = of_all(self.trainer, self._seen), []
+        logits, y = (torch.cat(each).to(self.device) for each in zip(*seen, strict=True))
         return logits, y
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

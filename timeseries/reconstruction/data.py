@@ -121,12 +121,14 @@ class ImputationData(LightningDataModule):
         return WindowLoader(windows, self.batch_size, True, False, self.seed, share_of(self.trainer))
 
     def val_dataloader(self) -> WindowLoader[MaskedBatch]:
-        """Return all validation batches."""
-        return WindowLoader(self._masked(self.parts.val, self.seed), self.batch_size)
+        """Return this process' share of the validation batches."""
+        windows = self._masked(self.parts.val, self.seed)
+        return WindowLoader(windows, self.batch_size, part=share_of(self.trainer))
 
     def test_dataloader(self) -> WindowLoader[MaskedBatch]:
-        """Return all test batches."""
-        return WindowLoader(self._masked(self.parts.test, self.seed), self.batch_size)
+        """Return this process' share of the test batches."""
+        windows = self._masked(self.parts.test, self.seed)
+        return WindowLoader(windows, self.batch_size, part=share_of(self.trainer))
 
     def preprocessing(self) -> dict[str, object]:
         """Return what a predictor needs to treat new data as the train data were; plain JSON."""
@@ -210,12 +212,14 @@ class DetectionData(LightningDataModule):
         return WindowLoader(self.parts.train, self.batch_size, True, False, self.seed, share_of(self.trainer))
 
     def val_dataloader(self) -> WindowLoader[ScoredBatch]:
-        """Return the validation rows, each once."""
-        return WindowLoader(Tiles(self.parts.val, self.parts.labels), self.batch_size)
+        """Return this process' share of the validation rows, each once."""
+        tiles = Tiles(self.parts.val, self.parts.labels)
+        return WindowLoader(tiles, self.batch_size, part=share_of(self.trainer))
 
     def test_dataloader(self) -> WindowLoader[ScoredBatch]:
-        """Return the test rows, each once."""
-        return WindowLoader(Tiles(self.parts.test, self.parts.labels), self.batch_size)
+        """Return this process' share of the test rows, each once."""
+        tiles = Tiles(self.parts.test, self.parts.labels)
+        return WindowLoader(tiles, self.batch_size, part=share_of(self.trainer))
 
     def preprocessing(self) -> dict[str, object]:
         """Return what a predictor needs to treat new data as the train data were; plain JSON."""

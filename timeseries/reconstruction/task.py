@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from manyheads.core.catalog import create_model
 from manyheads.core.errors import UsageError
+from manyheads.core.training import of_all
 from manyheads.timeseries.metrics import ErrorSums, masked_mse
 from manyheads.timeseries.reconstruction.masks import draw_gaps, last_value, linear
 from manyheads.timeseries.reconstruction.scores import figures, fit_thresholds, rebuild, row_scores
@@ -91,7 +92,10 @@ class Imputer(LightningModule):
     def training_step(self, batch: MaskedBatch) -> Tensor:
         """Return the loss of a batch: over its hidden cells alone."""
         loss = masked_mse(self(batch), _truth(batch))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["x"]))
+        size = len(batch["x"])
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -104,6 +108,7 @@ class Imputer(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all hidden cells."""
+        self._reduce()
         self.log("val_loss", self._sums[""].mse, prog_bar=True)
 
     def on_test_epoch_start(self) -> None:
@@ -119,9 +124,15 @@ class Imputer(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the means over all hidden cells, and how many windows they are of."""
+        self._reduce()
         for name, sums in self._sums.items():
             self.log_dict({f"test_mse{name}": sums.mse, f"test_mae{name}": sums.mae})
         self.log("test_windows", self._sums[""].windows)
+
+    def _reduce(self) -> None:
+        """Add up the sums of all processes."""
+        for sums in self._sums.values():
+            sums.totals = cast(Tensor, self.trainer.strategy.reduce(sums.totals, reduce_op="sum"))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a decaying rate."""
@@ -209,7 +220,10 @@ class Detector(LightningModule):
             hidden = draw_gaps(noise, 1 / self.passes, self.gap)
             asked, given = asked & hidden, given & ~hidden
         loss = masked_mse(self.model(x, given, batch["x_mark"]), x.where(asked, float("nan")))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
+        size = len(x)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size
+        )
         return loss
 
     def _score(self, batch: ScoredBatch) -> None:
@@ -247,10 +261,11 @@ class Detector(LightningModule):
         return {"thresholds": self.thresholds.tolist(), "passes": self.passes, "gap": self.gap}
 
     def _taken(self) -> tuple[Tensor, Tensor]:
-        """Return all scores and labels since the last call."""
-        scores, labels = torch.cat(self._scores), torch.cat(self._labels)
+        """Return all scores and labels since the last call, of all processes."""
+        seen = of_all(self.trainer, list(zip(self._scores, self._labels, strict=True)))
         self._scores.clear()
         self._labels.clear()
+        scores, labels = (torch.cat(each).to(self.device) for each in zip(*seen, strict=True))
         return scores, labels
 
     def _columns(self) -> tuple[str, ...]:
