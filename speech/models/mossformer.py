@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from manyheads.core import sizes
 from manyheads.core.errors import UsageError
+from manyheads.speech.models.mossformer_frames import Frames, frames_of, silence
 from manyheads.speech.models.mossformer_layers import (
-    Frames,
     GlobalNorm,
     MossFormerBlock,
     ScaledSinusoids,
-    frames_of,
     normed,
     pointwise,
-    silence,
 )
 
 

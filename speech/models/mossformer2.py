@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from manyheads.core.ops import depthwise_conv1d
 from manyheads.core.products import linear
 from manyheads.speech.models.mossformer import Encoder, MaskNet, check_sizes, separate
+from manyheads.speech.models.mossformer_frames import Frames, Stripe, silence, stripes
 from manyheads.speech.models.mossformer_layers import (
     ConvModule,
-    Frames,
     GlobalNorm,
     MossFormerBlock,
     normed,
     pointwise,
-    silence,
     standardise,
 )
 
@@ -103,9 +102,13 @@ class Fsmn(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
         """Remember each row's own frames."""
-        hidden = F.relu(linear(x, self.linear.weight, self.linear.bias))
-        remembered: Tensor = self.conv(linear(hidden, self.project.weight), frames)
+        remembered: Tensor = self.conv(self.mapped(x), frames)
         return x + remembered
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """What is remembered of each frame."""
+        hidden = linear(x, self.linear.weight, self.linear.bias, relu=True)
+        return linear(hidden, self.project.weight)
 
 
 class GatedFsmn(nn.Module):
@@ -149,10 +152,40 @@ class MemoryBlock(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
         """Remember each row's own frames."""
+        if self.gated_fsmn.to_u.is_striped(x):
+            return self._striped(x, frames)
+        y = self.gated_fsmn(self._narrow(x), frames)
+        return x + pointwise(self.conv2, normed(self.norm2, y))
+
+    def _narrow(self, x: Tensor) -> Tensor:
         narrow, prelu = self.conv1
         assert isinstance(narrow, nn.Conv1d)
-        y = self.gated_fsmn(normed(self.norm1, prelu(pointwise(narrow, x))), frames)
-        return x + pointwise(self.conv2, normed(self.norm2, y))
+        return normed(self.norm1, prelu(pointwise(narrow, x)))
+
+    def _striped(self, x: Tensor, frames: Frames | None) -> Tensor:
+        """The same on a CPU, stretches of frames side by side; all but the norms over a recording."""
+        gated = self.gated_fsmn
+        batch, size, _ = x.shape
+        inner = (batch, size, self.conv2.in_channels)
+        y, u, v, z, out = *(x.new_empty(inner) for _ in range(4)), torch.empty_like(x)
+
+        def before(stripe: Stripe) -> None:
+            own, near = stripe.own, self._narrow(x[:, stripe.wide])
+            y[:, own] = near[:, stripe.inner]
+            v[:, own] = gated.to_v.striped(near, frames, stripe)
+            u[:, own] = gated.to_u.striped(near, frames, stripe)
+            z[:, own] = gated.fsmn.mapped(u[:, own])
+
+        stripes(batch, size, gated.to_u.reach, before)
+        remembered = gated.fsmn.conv(z, frames)
+
+        def after(stripe: Stripe) -> None:
+            own = stripe.own
+            mixed = torch.addcmul(y[:, own], v[:, own], u[:, own] + remembered[:, own])
+            out[:, own] = pointwise(self.conv2, normed(self.norm2, mixed), add=x[:, own])
+
+        stripes(batch, size, 0, after)
+        return out
 
 
 class MemoryBlocks(nn.Module):

@@ -9,49 +9,24 @@ Source: Zhao and Ma 2023, MossFormer (arXiv 2302.11824).
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manyheads.core import parallel
 from manyheads.core.layers.positions import rotate
 from manyheads.core.ops import depthwise_conv1d, gated_attention_unit, layer_norm
 from manyheads.core.ops.dropout import dropout
 from manyheads.core.products import is_plain_inference, linear
+from manyheads.speech.models.mossformer_frames import Frames, Stripe, silence, stripes
 
 WIDTH = 17  # taps of a convolution module
 ROTATED = 32  # channels of queries and keys that are rotated, at most
-STRIPE = 1024  # frames that go through a convolution module at once on a CPU: they stay in its cache
+STRIPE, LEAST = 1024, 256
 
 
-class Frames(NamedTuple):
-    """Which frames of a batch are a recording's own.
-
-    Attributes:
-        lengths: How many each row has, `[B]`.
-        valid: True where a frame is the row's own, `[B, S, 1]`.
-    """
-
-    lengths: Tensor
-    valid: Tensor
-
-
-def frames_of(lengths: Tensor, size: int) -> Frames:
-    """The first `lengths` of `size` frames."""
-    return Frames(lengths, (torch.arange(size, device=lengths.device) < lengths[:, None])[..., None])
-
-
-def silence(x: Tensor, frames: Frames | None) -> Tensor:
-    """Put zeros, whatever stood there, behind each row's end."""
-    return x if frames is None else x.masked_fill(~frames.valid, 0.0)
-
-
-def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Apply a convolution of width 1 to `[..., C]`."""
-    return linear(x, conv.weight[..., 0], conv.bias)
+def pointwise(conv: nn.Conv1d, x: Tensor, *, add: Tensor | None = None) -> Tensor:
+    """Apply a convolution of width 1 to `[..., C]`, and `+ add`."""
+    return linear(x, conv.weight[..., 0], conv.bias, add=add)
 
 
 def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -165,15 +140,15 @@ class Rotation(nn.Module):
         super().__init__()
         self.register_buffer("freqs", 1.0 / 10000 ** (torch.arange(0, dim, 2).float() / dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate the first channels of `[B, S, H, D]` by the frame's number."""
-        angles = _angles(x.shape[1], self.freqs)[:, None]  # [S, 1, dim / 2]
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """Rotate the first channels of `[B, S, H, D]` by the frame's number, counted from `first`."""
+        angles = _angles(x.shape[1], self.freqs, first)[:, None]  # [S, 1, dim / 2]
         return rotate(x, angles.cos(), angles.sin(), interleaved=True)
 
 
-def _angles(count: int, frequencies: Tensor) -> Tensor:
+def _angles(count: int, frequencies: Tensor, first: int = 0) -> Tensor:
     wide = frequencies if frequencies.dtype == torch.float64 else frequencies.float()
-    return torch.arange(count, device=wide.device)[:, None] * wide
+    return torch.arange(first, first + count, device=wide.device)[:, None] * wide
 
 
 class OffsetScale(nn.Module):
@@ -243,37 +218,52 @@ class ConvModule(nn.Module):
         self.mdl = nn.Sequential(first, nn.Linear(in_dim, out_dim), nn.SiLU(), Neighbours(out_dim))
         self.dropout = dropout
 
-    def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
-        """Map each row's own frames; what the result holds behind a row's end is meaningless."""
-        mapping, mix = self.mdl[1], self.mdl[3]
-        assert isinstance(mapping, nn.Linear) and isinstance(mix, Neighbours)
-        if is_plain_inference(x, mapping.weight) and not self.training:
-            return self._striped(x, frames, mapping.out_features, mix)
-        return dropout(mix(self._mapped(x, frames)), self.dropout, self.training)
+    def forward(self, x: Tensor, frames: Frames | None = None, *, add: Tensor | None = None) -> Tensor:
+        """Map each row's own frames, and `+ add`; what the result holds behind a row's end is meaningless."""
+        if not self.is_striped(x):
+            y = dropout(self.mdl[3](self._mapped(x, frames)), self.dropout, self.training)
+            return y if add is None else add + y
+        batch, size, _ = x.shape
+        out = x.new_empty(batch, size, self._mapping.out_features)
+
+        def work(stripe: Stripe) -> None:
+            y = self.striped(x[:, stripe.wide], frames, stripe)
+            if add is None:
+                out[:, stripe.own] = y
+            else:
+                torch.add(add[:, stripe.own], y, out=out[:, stripe.own])
+
+        stripes(batch, size, self.reach, work)
+        return out
+
+    @property
+    def reach(self) -> int:
+        """Neighbouring frames on each side that the convolution sees."""
+        mix = self.mdl[3]
+        assert isinstance(mix, Neighbours)
+        return mix.width // 2
+
+    @property
+    def _mapping(self) -> nn.Linear:
+        mapping = self.mdl[1]
+        assert isinstance(mapping, nn.Linear)
+        return mapping
+
+    def is_striped(self, x: Tensor) -> bool:
+        """Tell whether x can go through in stripes: on a CPU, without gradients."""
+        learns = self.training or torch.is_grad_enabled()
+        return not learns and is_plain_inference(x, self._mapping.weight)
+
+    def striped(self, x: Tensor, frames: Frames | None, stripe: Stripe) -> Tensor:
+        """Map a stripe, with its neighbours `[B, high - low, in_dim]`, to `[B, last - first, out_dim]`."""
+        y: Tensor = self.mdl[3](self._mapped(x, stripe.of(frames)))
+        return y[:, stripe.inner]
 
     def _mapped(self, x: Tensor, frames: Frames | None) -> Tensor:
         """What is convolved: zero behind a row's end."""
-        norm, mapping = self.mdl[0], self.mdl[1]
-        assert isinstance(mapping, nn.Linear)
+        norm, mapping = self.mdl[0], self._mapping
         x = normed(norm, x) if isinstance(norm, nn.LayerNorm) else norm(x)
-        x = linear(x, mapping.weight, mapping.bias)
-        return silence(F.silu(x, inplace=not torch.is_grad_enabled()), frames)
-
-    def _striped(self, x: Tensor, frames: Frames | None, width: int, mix: Neighbours) -> Tensor:
-        """Map stretches of frames side by side; each maps a few of its neighbours' frames again."""
-        batch, size, _ = x.shape
-        stride, reach, taps = -(-STRIPE // batch), mix.width // 2, mix.taps
-        out = x.new_empty(batch, size, width)
-
-        def stripe(first: int, last: int) -> None:
-            low, high = max(0, first - reach), min(size, last + reach)
-            own = None if frames is None else Frames(frames.lengths, frames.valid[:, low:high])
-            y = depthwise_conv1d(self._mapped(x[:, low:high], own), taps, causal=False)
-            out[:, first:last] = y[:, first - low : last - low]
-
-        starts = range(0, size, stride)
-        parallel.run([partial(stripe, first, min(first + stride, size)) for first in starts])
-        return out
+        return silence(linear(x, mapping.weight, mapping.bias, silu=True), frames)
 
 
 class MossFormerBlock(nn.Module):
@@ -314,10 +304,7 @@ class MossFormerBlock(nn.Module):
             frames: Each row's own frames; None for all.
             mask: True where a frame may be attended to, as published: others still attend, and count.
         """
-        earlier, same = x.chunk(2, -1)
-        shifted = torch.cat((F.pad(earlier, (0, 0, 1, -1)), same), -1)  # half of the channels, a frame late
-        hidden = self.to_hidden(shifted, frames)  # [B, S, 4 dim]: v and u side by side
-        four = self.rotary_pos_emb(self.qk_offset_scale(self.to_qk(shifted, frames))).to(hidden.dtype)
+        hidden, four = self._striped(x, frames) if self.to_hidden.is_striped(x) else self._mapped(x, frames)
         quad_q, lin_q, quad_k, lin_k = four.unbind(2)
         gated = gated_attention_unit(
             quad_q,
@@ -330,5 +317,36 @@ class MossFormerBlock(nn.Module):
             mask=mask,
             lengths=None if frames is None else frames.lengths,
         )  # [B, S, 2 dim]
-        mixed: Tensor = self.to_out(gated, frames)
-        return x + mixed
+        mixed: Tensor = self.to_out(gated, frames, add=x)
+        return mixed
+
+    def _mapped(self, x: Tensor, frames: Frames | None) -> tuple[Tensor, Tensor]:
+        """v and u side by side, `[B, S, 4 dim]`; queries and keys, `[B, S, 4, query_key_dim]`."""
+        shifted = _shifted(x, slice(0, x.shape[1]))
+        hidden: Tensor = self.to_hidden(shifted, frames)
+        four: Tensor = self.rotary_pos_emb(self.qk_offset_scale(self.to_qk(shifted, frames)))
+        return hidden, four.to(hidden.dtype)
+
+    def _striped(self, x: Tensor, frames: Frames | None) -> tuple[Tensor, Tensor]:
+        """The same on a CPU, stretches of frames side by side."""
+        batch, size, dim = x.shape
+        hidden = x.new_empty(batch, size, 4 * dim)
+        four = x.new_empty(batch, size, *self.qk_offset_scale.gamma.shape)
+
+        def work(stripe: Stripe) -> None:
+            shifted, own = _shifted(x, stripe.wide), four[:, stripe.own]
+            hidden[:, stripe.own] = self.to_hidden.striped(shifted, frames, stripe)
+            qk = self.to_qk.striped(shifted, frames, stripe)
+            torch.addcmul(self.qk_offset_scale.beta, qk[..., None, :], self.qk_offset_scale.gamma, out=own)
+            turned = own[..., : 2 * len(self.rotary_pos_emb.freqs)]
+            turned.copy_(self.rotary_pos_emb(turned, stripe.first))
+
+        stripes(batch, size, self.to_hidden.reach, work)
+        return hidden, four
+
+
+def _shifted(x: Tensor, frames: slice) -> Tensor:
+    """These frames, half of their channels those of the frame before; zero before the first."""
+    earlier, same = x.chunk(2, -1)
+    late = earlier[:, max(frames.start - 1, 0) : frames.stop - 1]
+    return torch.cat((late if frames.start else F.pad(late, (0, 0, 1, 0)), same[:, frames]), -1)

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manyheads.speech.models import mossformer_layers
-from manyheads.speech.models.mossformer2 import MemoryBlock, dilated_pairs, mossformer2
-from manyheads.speech.models.mossformer_layers import ConvModule, frames_of
+from manyheads.speech.models import mossformer_frames
+from manyheads.speech.models.mossformer2 import MemoryBlock, MemoryBlocks, dilated_pairs, mossformer2
+from manyheads.speech.models.mossformer_frames import frames_of
+from manyheads.speech.models.mossformer_layers import ConvModule, MossFormerBlock, OffsetScale
 
 SIZES = {"dim": 16, "depth": 1, "query_key_dim": 8, "group_size": 16, "inner": 12}
 
@@ -61,12 +62,23 @@ def test_three_speakers():
     assert mossformer2(num_spks=3, **SIZES)(torch.randn(1, 500)).shape == (1, 3, 500)
 
 
-@pytest.mark.parametrize("lengths", [None, (1500, 700)])
-def test_stripes_of_a_long_recording_are_the_whole(lengths, monkeypatch):
-    # without gradients a convolution module goes over stretches of frames, some of which meet a row's end
-    monkeypatch.setattr(mossformer_layers, "STRIPE", 600)  # of two rows: 300
+@pytest.mark.parametrize("lengths", [None, (1500, 700), (900, 1500)])
+@pytest.mark.parametrize("part", ["module", "block", "memory", "blocks"])
+def test_stripes_of_a_long_recording_are_the_whole(part, lengths, monkeypatch):
+    # without gradients a CPU goes over stretches of frames, some of which meet a row's end
+    monkeypatch.setattr(mossformer_frames, "STRIPE", 600)  # of two rows: 300
     torch.manual_seed(0)
-    module = ConvModule(24, 40, "scale", 0.1).eval()
+    sizes = {"dim": 24, "query_key_dim": 8, "group_size": 16, "dropout": 0.1}
+    module = {
+        "module": lambda: ConvModule(24, 40, "scale", 0.1),
+        "block": lambda: MossFormerBlock(**sizes),
+        "memory": lambda: MemoryBlock(24, 12, 0.1),
+        "blocks": lambda: MemoryBlocks(depth=2, inner=12, **sizes),
+    }[part]()
+    for each in module.modules():
+        if isinstance(each, OffsetScale):  # from the first draw on attention would be next to nothing
+            torch.nn.init.normal_(each.gamma)
+    module.eval()
     x = torch.randn(2, 1500, 24)
     frames = None if lengths is None else frames_of(torch.tensor(lengths), 1500)
     whole = module(x, frames)  # with gradients: at once
@@ -74,4 +86,4 @@ def test_stripes_of_a_long_recording_are_the_whole(lengths, monkeypatch):
         striped = module(x, frames)
     assert whole.requires_grad and not striped.requires_grad
     for row, length in enumerate(lengths or (1500, 1500)):
-        torch.testing.assert_close(striped[row, :length], whole[row, :length], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(striped[row, :length], whole[row, :length], atol=5e-6, rtol=2e-5)
