@@ -14,6 +14,7 @@ from pathlib import Path
 
 from manyheads.apps import options
 from manyheads.apps.arguments import Parser, capture, make_parser
+from manyheads.apps.checking import ARGUMENTS
 from manyheads.core import catalog, datasets
 from manyheads.core.catalog import DOMAINS
 from manyheads.core.errors import ManyheadsError
@@ -129,8 +130,9 @@ def _of_training(domain: str, before: list[str], word: str) -> Iterable[str]:
     last = before[-1] if before else ""
     given = options.with_config_paths(domain, before[:-1] if last in ("--config", "-c") else before)
     task = options.task_of(domain, given).name
+    known = options.table(domain, task)
     values = {
-        **options.choices(domain, task),
+        **{option: found for option, kind in known.items() if (found := options.choices(kind))},
         "--config": options.configs(domain),
         "-c": options.configs(domain),
         "--task": list(catalog.tasks(domain)),
@@ -139,8 +141,11 @@ def _of_training(domain: str, before: list[str], word: str) -> Iterable[str]:
     }
     if last in values:
         return values[last]
-    known = (*options.known_options(domain, task), *options.argument_options(given), "--help")
-    return known if word.startswith("-") else ()
+    if not word.startswith("-"):
+        return ()
+    model = options.model_of(domain, given)
+    deeper = [f"{ARGUMENTS}.{name}" for name in (catalog.argument_names(model) if model else ())]
+    return (*known, *deeper, "--help")
 
 
 def _of_parser(

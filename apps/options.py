@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from manyheads.core.catalog import Task, argument_names, entries, tasks
+from manyheads.core.catalog import Entry, Task, entries, tasks
 from manyheads.core.errors import UsageError, did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -134,28 +135,39 @@ def task_of(domain: str, args: Sequence[str]) -> Task:
     Raises:
         UsageError: The domain has no such task.
     """
-    named = _values(args, "--task")
+    named = values(args, "--task")
     if not named:
-        named = [_read(Path(config)).get("task") for config in _values(args, "--config", "-c")]
+        named = [read_config(Path(config)).get("task") for config in values(args, "--config", "-c")]
         named = [str(name) for name in named if name is not None]
     return find_task(domain, named[-1] if named else None)
 
 
-def _values(args: Sequence[str], *options: str) -> list[str]:
-    """Return the values given for an option, as `--option value` or `--option=value`."""
+def values(args: Sequence[str], *options: str) -> list[str]:
+    """Return the values that are given for an option, as `--option value` or `--option=value`."""
     found = [arg.partition("=")[2] for arg in args if "=" in arg and arg.partition("=")[0] in options]
     return found + [value for arg, value in pairwise(args) if arg in options]
 
 
-def _read(config: Path) -> dict[str, object]:
-    """Return what a config holds; what is wrong with one, the parser says."""
+def read_config(config: Path) -> dict[str, object]:
+    """Return what a config holds.
+
+    Raises:
+        UsageError: It is no YAML, or no mapping.
+    """
     import yaml
 
     try:
         content = yaml.safe_load(config.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{config}{where}: this is no YAML ({why})") from None
+    if content is None:
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{config}: a config is a mapping of options, as in `trainer: {{max_epochs: 3}}`")
+    return {str(key): value for key, value in content.items()}
 
 
 def help_text(domain: str, action: str, task: str) -> str:
@@ -163,72 +175,59 @@ def help_text(domain: str, action: str, task: str) -> str:
     return (CONFIGS / domain / "help" / f"{task}.txt").read_text().replace("ACTION", action).rstrip()
 
 
+@cache
+def table(domain: str, task: str) -> dict[str, str]:
+    """Return the options of a task's training parser with their types, as the shipped help has them.
+
+    A group of options, which takes a mapping, has the type "".
+    """
+    _, _, body = help_text(domain, "fit", task).partition("\n  -h, --help")
+    found = {}
+    for entry in re.split(r"\n(?=  -)", body)[1:]:
+        text = " ".join(entry.partition("\n\n")[0].split())
+        kind = re.search(r"\((?:required, )?type: (.*?)(?:, default: .*)?\)$", text)
+        name = re.search(r"--[\w.]+", text)
+        assert name is not None
+        found[name[0]] = kind[1] if kind else ""
+    return found
+
+
 def known_options(domain: str, task: str) -> list[str]:
-    """Return the options of a task's training parser, as the shipped help lists them."""
-    return re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+)", help_text(domain, "fit", task), re.MULTILINE)
+    """Return the names of the options of a task's training parser."""
+    return list(table(domain, task))
 
 
-def choices(domain: str, task: str) -> dict[str, list[str]]:
-    """Return the values of the options of a task's training parser that take one of a few."""
-    found = re.findall(
-        r"^  (?:-\w(?: \w+)?, )?(--[\w.]+) \{(.*)\}", help_text(domain, "fit", task), re.MULTILINE
-    )
-    return {option: values.split(",") for option, values in found}
+def choices(kind: str) -> list[str]:
+    """Return the values that a type allows, if these are a few: those of a Literal, or of a bool."""
+    if kind.startswith("bool"):
+        return ["true", "false"]
+    found = re.fullmatch(r"(?:Optional\[)?Literal\[([^]]*)\]+", kind)
+    return [value.strip("'") for value in found[1].split(", ")] if found else []
 
 
-def argument_options(args: Sequence[str]) -> list[str]:
-    """Return `--model.arguments.NAME` for what the model that arguments or their configs name takes.
+def model_of(domain: str, args: Sequence[str]) -> Entry | None:
+    """Return the catalogue's entry of the model that arguments or their configs name last.
 
     Args:
+        domain: The domain.
         args: Arguments whose config names are resolved to files.
-    """
-    named = _values(args, "--model.name") or [
-        str(model["name"])
-        for config in _values(args, "--config", "-c")
-        for model in [_read(Path(config)).get("model")]
-        if isinstance(model, dict) and "name" in model
-    ]
-    known = {entry.name: entry for entry in entries()}
-    if not named or named[-1] not in known:
-        return []
-    return [f"--model.arguments.{name}" for name in argument_names(known[named[-1]])]
-
-
-def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None]:
-    """Check an action and its options, and resolve config names.
-
-    Returns:
-        The action, its task, and its arguments with config names replaced by paths; None where help was
-        asked for.
 
     Raises:
-        UsageError: No such action, option or config; the closest is suggested.
+        UsageError: The domain has no such model.
     """
-    action, *rest = args
-    if action not in ACTIONS:
-        actions = (*ACTIONS, *TOOLS.get(domain, {}))
+    named = values(args, "--model.name")
+    if not named:
+        models = [read_config(Path(config)).get("model") for config in values(args, "--config", "-c")]
+        named = [str(model["name"]) for model in models if isinstance(model, dict) and "name" in model]
+    if not named:
+        return None
+    known = {entry.name: entry for entry in entries(domain)}
+    if named[-1] not in known:
         raise UsageError(
-            f"no action {action!r}{did_you_mean(action, actions)} (actions: {', '.join(actions)})"
+            f"no {domain} model {named[-1]!r}{did_you_mean(named[-1], known)}"
+            f" (`manyheads models list --domain {domain}` lists them)"
         )
-    if any(arg in ("-h", "--help") for arg in rest):
-        return action, find_task(domain, *_values(rest, "--task")[-1:]), None
-    resolved = with_config_paths(domain, rest)
-    task = task_of(domain, resolved)
-    known = known_options(domain, task.name)
-    for arg in rest:
-        option = arg.split("=", 1)[0]
-        if option.startswith("--") and not _is_known(option, known):
-            raise UsageError(
-                f"manyheads {domain} {action} takes no {option!r}{did_you_mean(option, known)}"
-                f" (`manyheads {domain} {action} --help` lists the options)"
-            )
-    if not any(arg.split("=", 1)[0] in ("--config", "-c") for arg in rest):
-        raise UsageError(f"--config is needed: a file, or one of {', '.join(configs(domain))}")
-    return action, task, resolved
-
-
-def _is_known(option: str, known: Sequence[str]) -> bool:
-    return option.removesuffix("+") in known or option.startswith("--model.arguments.")
+    return known[named[-1]]
 
 
 def with_config_paths(domain: str, args: Sequence[str]) -> list[str]:
