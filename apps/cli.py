@@ -6,12 +6,10 @@ Nothing here imports torch: `--help`, `--version`, `models`, `data list` and a w
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import cast
 
 from manyheads import __version__
@@ -81,8 +79,6 @@ def domain(name: str, args: Sequence[str]) -> int:
 
 def main_of(command: str) -> Callable[[Sequence[str]], int]:
     """Import a command that is no domain, and return its `main`."""
-    if command == "predict":
-        return predict
     return cast(
         "Callable[[Sequence[str]], int]",
         importlib.import_module(f"manyheads.apps.{MODULES[command][0]}").main,

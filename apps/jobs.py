@@ -3,31 +3,36 @@
 The output folder holds `job.json` (what the bytes depend on, and its hash, the fingerprint), one
 `part-00003-of-00079.parquet` a shard, `bad-00003.jsonl` for a shard with bad records, and at the end
 `_SUCCESS` with the totals and the hash of every file. Parts and bad files appear whole under their names or
-not at all. Where rows carry files these are in a folder `files-00003` a shard, and where the domain makes
-something of all parts together that is in `results`.
+not at all (`stores` says how, on which file systems). Where rows carry files these are in a folder
+`files-00003` a shard, and where the domain makes something of all parts together that is in `results`.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
+import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from manyheads.apps import finishing, jobfolder
+from manyheads.apps import inputs as given
+from manyheads.apps.engines.worker import Site
 from manyheads.apps.parts import FULL, Cost, Counts, Fault, Load, Task, read_counts
 from manyheads.apps.progress import Count, Progress
 from manyheads.apps.stopping import Stopped, Stopping
-from manyheads.core import hub
+from manyheads.apps.stores import Store, open_store
+from manyheads.core import files, hub
 from manyheads.core.errors import DataError, ManyheadsError, UsageError, did_you_mean
 from manyheads.core.predictor import AnyPredictor, Settings, configure, settings_of
 
-ENGINES = {"local": "manyheads.apps.engines.local"}
+ENGINES = {"local": "manyheads.apps.engines.local", "ray": "manyheads.apps.engines.ray"}
 TOO_MANY_BAD = 3
 SHARD_SIZE = 64  # records a part file, where the domain has no number of its own
 MANY_FILES = 2000  # of an input; reading them takes long enough to say so
@@ -39,11 +44,12 @@ class JobOptions:
 
     Args:
         model: A model folder.
-        inputs: Files, folders or patterns.
-        output: The job's folder.
+        inputs: Files, folders, patterns, or addresses of a file system that fsspec knows.
+        output: The job's folder, or its address.
         engine: Where shards run.
+        address: Of the Ray cluster.
         batch_size: Records a batch; the domain's own number by default.
-        workers: Worker processes; 0 runs in this one.
+        workers: Worker processes; 0 runs in this one. By default the engine chooses.
         shard_size: Records a part file, about; the domain's own number by default, or 64.
         resume: Go on with the job in the folder; a folder without one starts it.
         max_bad: Share of bad records, 0 to 1, up to which the job counts as done.
@@ -53,10 +59,11 @@ class JobOptions:
 
     model: str
     inputs: list[str]
-    output: Path
+    output: Path | str
     engine: str = "local"
+    address: str | None = None
     batch_size: int | None = None
-    workers: int = 0
+    workers: int | None = None
     shard_size: int | None = None
     resume: bool = False
     max_bad: float = 0.0
@@ -78,7 +85,7 @@ class JobOptions:
             raise UsageError(f"the batch size must be at least 1, not {self.batch_size}")
         if self.shard_size is not None and self.shard_size < 1:
             raise UsageError(f"the shard size must be at least 1, not {self.shard_size}")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise UsageError(f"the number of workers must be at least 0, not {self.workers}")
         if not 0 <= self.max_bad <= 1:
             raise UsageError(f"the share of bad records must lie between 0 and 1, not {self.max_bad}")
@@ -95,6 +102,7 @@ class JobResult:
         shards: Parts.
         seconds: Of this run.
         exit_code: 0, or 3 where more records are bad than allowed.
+        starting: Of this run's seconds, those until a worker could begin: loading the model, starting them.
         preparing: Share of this run's CPU time, 0 to 1, that went into reading and preparing records; None
             where it predicted nothing.
     """
@@ -105,6 +113,7 @@ class JobResult:
     shards: int
     seconds: float
     exit_code: int
+    starting: float = field(default=0.0, compare=False)
     preparing: float | None = field(default=None, compare=False)
 
 
@@ -129,73 +138,94 @@ def run_job(options: JobOptions, *, load: Load = load_model, fault: Fault | None
         UsageError: An option, input or folder is wrong, or the folder holds another job.
         ManyheadsError: A failure; what is done stays, and `resume` goes on from there.
     """
-    start = time.perf_counter()
     options.check()
-    inputs = jobfolder.resolve_inputs(options.inputs, options.output)
-    with _created(options.output), jobfolder.locked(options.output), Stopping() as stopping:
-        jobfolder.check_free(options.output, options.resume)
-        predictor, identity = load(options.model)
-        predictor = configure(predictor, options.settings)
-        if options.shard_size is None:
-            options = replace(options, shard_size=getattr(predictor, "shard_size", SHARD_SIZE))
-        with _resumable(options.output):
-            seen = _stamp(predictor, inputs)
-            shards = _shards(predictor, inputs, options)
-            described = _describe(predictor, inputs, options, stopping.check)
-            task = _open(options, described, identity, predictor, len(shards), load, fault)
-            counts, before, cost = jobfolder.finished(task), None, Cost()
-            if counts is None:
-                counts, before, cost = _run(options, task, predictor, shards, stopping)
-                if _stamp(predictor, inputs) != seen:
-                    raise DataError("an input changed while the job ran: start again in another folder")
-                if counts.bad <= options.max_bad * counts.records:
-                    jobfolder.finish(task, counts, finishing.finish(task, predictor, stopping.check))
-            if (options.output / jobfolder.SUCCESS).exists():
-                finishing.clean(task, predictor)
-    seconds = time.perf_counter() - start
-    code = 0 if (options.output / jobfolder.SUCCESS).exists() else TOO_MANY_BAD
-    preparing = cost.preparing / cost.total if cost.total else None
-    result = JobResult(counts.rows, counts.bad, counts.records, task.total, seconds, code, preparing)
-    _report(options, result, before)
+    start, store, run = time.perf_counter(), open_store(options.output), secrets.token_hex(8)
+    with store.opened(), store.locked(run) as lock, Stopping() as stopping:
+
+        def check() -> None:
+            stopping.check()
+            lock.check()
+
+        jobfolder.check_free(store, options.resume)
+        with _resumable(store):
+            task, counts, before, spent = _work(options, store, run, load, fault, check)
+        done = store.exists(jobfolder.SUCCESS)
+        if done:
+            files.remove(store.spool)
+    cost = spent.total
+    result = JobResult(
+        counts.rows,
+        counts.bad,
+        counts.records,
+        task.total,
+        time.perf_counter() - start,
+        0 if done else TOO_MANY_BAD,
+        spent.starting,
+        cost.preparing / cost.total if cost.total else None,
+    )
+    _report(options, store, result, before)
     return result
 
 
-@contextmanager
-def _created(output: Path) -> Iterator[None]:
-    """Make the folder, and remove it again if the job never came to write into it."""
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file: choose a folder for the output")
-    made = not output.exists()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ManyheadsError(f"cannot make the folder {output}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        if made and not (output / jobfolder.JOB).exists():
-            with suppress(OSError):  # it has other files
-                output.rmdir()
+def _work(
+    options: JobOptions, store: Store, run: str, load: Load, fault: Fault | None, check: Callable[[], None]
+) -> tuple[Task, Counts, Counts | None, _Spending]:
+    """Load the model, read the inputs, and do what is left of the job.
+
+    Returns:
+        The job, its counts, those of earlier runs (None where it was done before), and what this run cost.
+    """
+    inputs = given.resolve(options.inputs, store, options.quiet)
+    begin = time.perf_counter()
+    predictor, identity = load(options.model)
+    predictor = configure(predictor, options.settings)
+    spent = _Spending(starting=time.perf_counter() - begin)
+    if options.shard_size is None:
+        options = replace(options, shard_size=getattr(predictor, "shard_size", SHARD_SIZE))
+    _fetch_named(predictor, inputs, options, store)
+    seen = _stamp(predictor, inputs)
+    shards = _shards(predictor, inputs, options)
+    described = _describe(predictor, inputs, options, check)
+    task = _open(options, described, identity, predictor, len(shards), load, fault, store, run)
+    counts, before = jobfolder.finished(task), None
+    if counts is None:
+        counts, before = _run(options, task, predictor, shards, inputs, check, spent)
+        if _stamp(predictor, inputs) != seen:
+            raise DataError("an input changed while the job ran: start again in another folder")
+        if counts.bad <= options.max_bad * counts.records:
+            jobfolder.finish(task, counts, finishing.finish(task, predictor, check))
+    if store.exists(jobfolder.SUCCESS):
+        finishing.clean(task, predictor)
+    return task, counts, before, spent
+
+
+@dataclass
+class _Spending:
+    """What a run cost so far."""
+
+    starting: float
+    total: Cost = field(default_factory=Cost)
 
 
 @contextmanager
-def _resumable(output: Path) -> Iterator[None]:
+def _resumable(store: Store) -> Iterator[None]:
     """Remove temporary files however the run ends, and say that it can go on."""
-    jobfolder.clear_temporaries(output)
+    store.clear()
     try:
         yield
     except Stopped as error:
-        error.args = (f"{error}; what is done stays in {output}: go on with --resume",)
+        error.args = (f"{error}; what is done stays in {store.name}: go on with --resume",)
         raise
     except OSError as error:
         if error.errno not in FULL:
             raise
         reason = "file too large" if error.errno == errno.EFBIG else "no space left"
+        place = store.name if error.filename is None else str(Path(error.filename).parent)
         raise ManyheadsError(
-            f"cannot write to {output} ({reason}): make room and go on with --resume"
+            f"cannot write to {place} ({reason}): make room and go on with --resume"
         ) from error
     finally:
-        jobfolder.clear_temporaries(output)
+        store.clear()
 
 
 def _source(inputs: list[Path]) -> str | list[str]:
@@ -211,6 +241,13 @@ def _shards(predictor: AnyPredictor, inputs: list[Path], options: JobOptions) ->
     return shards
 
 
+def _fetch_named(predictor: AnyPredictor, inputs: list[Path], options: JobOptions, store: Store) -> None:
+    """Copy what tables name that were copied themselves."""
+    staged = given.staging_of(options.inputs, store)
+    if staged is not None:
+        staged.fetch_named(_named_files(predictor, inputs))
+
+
 def _named_files(predictor: AnyPredictor, inputs: list[Path]) -> Iterator[str]:
     """Yield the files that the inputs name without containing them."""
     if hasattr(predictor, "named_files"):
@@ -218,14 +255,14 @@ def _named_files(predictor: AnyPredictor, inputs: list[Path]) -> Iterator[str]:
 
 
 def _stamp(predictor: AnyPredictor, inputs: list[Path]) -> str:
-    return jobfolder.stamp(inputs, _named_files(predictor, inputs))
+    return given.stamp(inputs, _named_files(predictor, inputs))
 
 
 def _describe(
     predictor: AnyPredictor, inputs: list[Path], options: JobOptions, check: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """Read the inputs for the fingerprint, with a bar where they are many files."""
-    total = sum(len(jobfolder.contents(path)) for path in inputs)
+    total = sum(len(given.contents(path)) for path in inputs)
     total += sum(1 for _ in _named_files(predictor, inputs))
     with Count(total, "input files", options.quiet or total < MANY_FILES) as count:
 
@@ -233,8 +270,8 @@ def _describe(
             count.advance(number)
             check()
 
-        found = [jobfolder.describe_input(path, advance) for path in inputs]
-        named = jobfolder.describe_named(_named_files(predictor, inputs), advance)
+        found = [given.describe_input(path, advance) for path in inputs]
+        named = given.describe_named(_named_files(predictor, inputs), advance)
         return [*found, named] if named["files"] else found
 
 
@@ -246,6 +283,8 @@ def _open(
     total: int,
     load: Load,
     fault: Fault | None,
+    store: Store,
+    run: str,
 ) -> Task:
     """Write `job.json`, or compare with the one that is there."""
     engine = importlib.import_module(ENGINES[options.engine])
@@ -256,18 +295,19 @@ def _open(
         described,
         total,
     )
-    job["threads"] = max(1, engine.available_threads() // max(1, options.workers))
-    if (options.output / jobfolder.JOB).exists():
-        before = jobfolder.read_job(options.output)
-        jobfolder.check_same(options.output, before, job)
+    _, job["threads"] = engine.plan(options.workers, options.address, total)
+    if store.exists(jobfolder.JOB):
+        before = jobfolder.read_job(store)
+        jobfolder.check_same(store, before, job)
         job = before
     else:
-        jobfolder.write_job(options.output, job)
+        jobfolder.write_job(store, job)
     return Task(
         model=options.model,
         identity=identity,
         load=load,
-        output=options.output,
+        store=store,
+        run=run,
         total=total,
         batch_size=batch_size,
         threads=job["threads"],
@@ -278,26 +318,49 @@ def _open(
 
 
 def _run(
-    options: JobOptions, task: Task, predictor: AnyPredictor, shards: list[Any], stopping: Stopping
-) -> tuple[Counts, Counts, Cost]:
+    options: JobOptions,
+    task: Task,
+    predictor: AnyPredictor,
+    shards: list[Any],
+    inputs: list[Path],
+    check: Callable[[], None],
+    spent: _Spending,
+) -> tuple[Counts, Counts]:
     """Run the shards that have no valid part yet.
 
     Returns:
-        The job's counts, those of earlier runs among them, and what this run cost.
+        The job's counts, those of earlier runs among them, and those of earlier runs.
     """
     engine = importlib.import_module(ENGINES[options.engine])
+    workers, _ = engine.plan(options.workers, options.address, task.total)
     found = [read_counts(task, index) for index in range(task.total)]
     todo = [(index, shards[index]) for index, counts in enumerate(found) if counts is None]
     before = total = sum((counts for counts in found if counts is not None), Counts())
-    cost, size = Cost(), _records(predictor, [shard for _, shard in todo], options.shard_size or SHARD_SIZE)
+    size = _records(predictor, [shard for _, shard in todo], options.shard_size or SHARD_SIZE)
+    site = _site(options, task, predictor, inputs)
+    begun = spent.starting
     with Progress(task.total, task.total - len(todo), size, options.quiet) as progress:
         for done in engine.run(
-            todo, task, predictor, workers=options.workers, check=stopping.check, advance=progress.advance
+            todo, task, predictor, workers=workers, check=check, advance=progress.advance, site=site
         ):
             progress.finish_shard()
             total += done.counts
-            cost += done.cost
-    return total, before, cost
+            spent.total += done.cost
+            spent.starting = max(spent.starting, begun + done.starting)
+    return total, before
+
+
+def _site(options: JobOptions, task: Task, predictor: AnyPredictor, inputs: list[Path]) -> Site:
+    """Describe what a worker must find where it runs."""
+    return Site(
+        options.address,
+        os.getcwd(),
+        _source(inputs),
+        given.staging_of(options.inputs, task.store),
+        given.sample(inputs, _named_files(predictor, inputs)),
+        jobfolder.software(),
+        options.quiet,
+    )
 
 
 def _records(predictor: AnyPredictor, shards: list[Any], size: int) -> int:
@@ -307,24 +370,25 @@ def _records(predictor: AnyPredictor, shards: list[Any], size: int) -> int:
     return max(1, round(sum(map(predictor.count, shards)) / len(shards)))
 
 
-def _report(options: JobOptions, result: JobResult, before: Counts | None) -> None:
+def _report(options: JobOptions, store: Store, result: JobResult, before: Counts | None) -> None:
     """Say how the job ended, on the standard error; `before` is None where it had ended before."""
     if not options.quiet:
         run = "was done, verified"
         if before is not None:
             made = result.records - before.records
             run = f"{made} records in {result.seconds:.1f} s, {made / result.seconds:.1f} records/s"
+            run += f", start-up {result.starting:.1f} s"
             if result.preparing is not None:
                 run += f", reading and preparing {result.preparing:.0%} of CPU"
         totals = f"{result.records} records, {result.rows} rows, {result.bad} bad"
-        results = options.output / finishing.RESULTS
-        also = f", made of them: {results}" if results.exists() else ""
-        print(f"{totals} -> {options.output}{also} ({run})", file=sys.stderr)
+        results = store.exists(finishing.RESULTS)
+        also = f", made of them: {store.name}/{finishing.RESULTS}" if results else ""
+        print(f"{totals} -> {store.name}{also} ({run})", file=sys.stderr)
     if result.exit_code == TOO_MANY_BAD:
         share = result.bad / max(1, result.records)
         print(
             f"{result.bad} of {result.records} records are bad ({share:.3g}), more than --max-bad"
-            f" {options.max_bad:g}: the reasons are in {options.output}/bad-*.jsonl;"
+            f" {options.max_bad:g}: the reasons are in {store.name}/bad-*.jsonl;"
             f" --resume --max-bad {share + 0.0005:.3f} accepts them",
             file=sys.stderr,
         )

@@ -1,8 +1,8 @@
 """One shard to one part file: the function that every engine runs.
 
-A part is written under a temporary name, flushed, and renamed; its bad records, and the folder of the files
-that its rows carry, get their final names before it. So a part that is there is whole, and what belongs to it
-is there too. Its footer tells the job, the counts and the files.
+A part is written under a temporary name and gets its own when it is whole (`stores` says how); its bad
+records, and the folder of the files that its rows carry, get their final names before it. So a part that is
+there is whole, and what belongs to it is there too. Its footer tells the job, the counts and the files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from manyheads.apps import locks
+from manyheads.apps.stores import Store, sha256
 from manyheads.core import files
 from manyheads.core.errors import ManyheadsError
 from manyheads.core.predictor import AnyPredictor, Bad, File, Row, Settings, Spent, run
@@ -57,10 +59,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Done:
-    """A shard that is done; what it cost differs from run to run, and is in no file."""
+    """A shard that is done; what it cost differs from run to run, and is in no file.
+
+    Args:
+        counts: What it came to.
+        cost: What it cost.
+        starting: Seconds until its worker was ready, where the shard was the worker's first.
+    """
 
     counts: Counts
     cost: Cost
+    starting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,8 @@ class Task:
         model: The model's reference.
         identity: Name and hash of the model, as `load` returned them at the start.
         load: Returns predictor and identity of a reference.
-        output: The job's folder.
+        store: The job's folder.
+        run: The number of this run, which the folder's lock holds.
         total: Shards of the job.
         batch_size: Records a batch.
         threads: Threads of torch in each process; part of the job, for sums depend on them in the last bit.
@@ -83,7 +93,8 @@ class Task:
     model: str
     identity: dict[str, str]
     load: Load
-    output: Path
+    store: Store
+    run: str
     total: int
     batch_size: int
     threads: int
@@ -91,17 +102,28 @@ class Task:
     settings: Settings = field(default_factory=dict)
     fault: Fault | None = None
 
-    def part(self, index: int) -> Path:
+    def part(self, index: int) -> str:
         """The final name of a shard's part."""
-        return self.output / f"part-{index:05d}-of-{self.total:05d}.parquet"
+        return f"part-{index:05d}-of-{self.total:05d}.parquet"
 
-    def bad(self, index: int) -> Path:
+    def bad(self, index: int) -> str:
         """The final name of a shard's bad records; there is none where all are good."""
-        return self.output / f"bad-{index:05d}.jsonl"
+        return f"bad-{index:05d}.jsonl"
 
-    def files(self, index: int) -> Path:
+    def files(self, index: int) -> str:
         """The final name of the folder of a shard's files; there is none where no row carries one."""
-        return self.output / f"files-{index:05d}"
+        return f"files-{index:05d}"
+
+    def check_held(self) -> None:
+        """Refuse to store anything for a run that holds the folder no longer.
+
+        Raises:
+            ManyheadsError: It does not.
+        """
+        text = self.store.read(locks.LOCK)
+        if not locks.is_of(text, self.run):
+            who = f"another runner took it over ({locks.holder(text)})" if text else "its lock is gone"
+            raise ManyheadsError(f"{self.store.name} is no longer this run's: {who}")
 
     def reach(self, point: str, index: int) -> None:
         """Tell the tests' hook where the protocol stands."""
@@ -185,29 +207,31 @@ class Carried:
     """Stores the files that a shard's rows carry, under a temporary folder.
 
     Args:
-        folder: Their final folder.
+        store: The job's folder.
+        name: The final name of theirs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.written = folder, files.temporary(folder)
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name, self.written = store, name, store.scratch(name)
         self.digests: dict[str, str] = {}
 
-    def store(self, row: Row) -> Row:
+    def replace(self, row: Row) -> Row:
         """Return the row with the names of its files, below the job's folder, in their place."""
-        return {name: self._name(value) if isinstance(value, File) else value for name, value in row.items()}
+        return {name: self._keep(value) if isinstance(value, File) else value for name, value in row.items()}
 
-    def _name(self, file: File) -> str:
+    def _keep(self, file: File) -> str:
         self.written.mkdir(exist_ok=True)
         name = f"{len(self.digests):05d}{file.suffix}"
         (self.written / name).write_bytes(file.content)
-        self.digests[f"{self.folder.name}/{name}"] = hashlib.sha256(file.content).hexdigest()
-        return f"{self.folder.name}/{name}"
+        self.digests[f"{self.name}/{name}"] = hashlib.sha256(file.content).hexdigest()
+        return f"{self.name}/{name}"
 
     def commit(self) -> None:
         """Give the folder its final name, in place of what an earlier run left there."""
-        files.remove(self.folder)
         if self.digests:
-            files.replace_folder(self.written, self.folder)
+            self.store.commit(self.written, self.name)
+        else:
+            self.store.remove(self.name)
 
 
 def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on_batch: OnBatch) -> Done:
@@ -223,23 +247,22 @@ def run_shard(predictor: AnyPredictor, task: Task, index: int, shard: object, on
     Raises:
         ManyheadsError: The disk is full, or the model failed; nothing is left under a final name.
     """
-    part, bad = task.part(index), task.bad(index)
-    written = [files.temporary(part), files.temporary(bad)]
-    begin, spent, carried = time.process_time(), Spent(), Carried(task.files(index))
+    store, part, bad = task.store, task.part(index), task.bad(index)
+    written = [store.scratch(part), store.scratch(bad)]
+    begin, spent, carried = time.process_time(), Spent(), Carried(store, task.files(index))
     try:
         counts = _write(predictor, task, index, shard, on_batch, spent, carried)
         if not counts.bad:
             written.pop().unlink()
-        for file in written:
-            files.flush(file)
         task.reach("written", index)
+        task.check_held()
         carried.commit()
         if counts.bad:
-            files.commit(written[1], bad)
+            store.commit(written[1], bad)
         else:
-            bad.unlink(missing_ok=True)
+            store.remove(bad)
         task.reach("bad", index)
-        files.commit(written[0], part)
+        store.commit(written[0], part)
         task.reach("part", index)
     except ManyheadsError:
         raise
@@ -266,10 +289,10 @@ def _write(
 ) -> Counts:
     """Write the part, the bad records and the files of a shard under their temporary names."""
     counts, digest = Counts(), hashlib.sha256()
-    temporary = files.temporary(task.bad(index))
-    with Part(files.temporary(task.part(index)), predictor.columns) as part, temporary.open("wb") as bad_file:
+    written, lines = task.store.scratch(task.part(index)), task.store.scratch(task.bad(index))
+    with Part(written, predictor.columns) as part, lines.open("wb") as bad_file:
         for rows, bad, taken in run(predictor, predictor.read(shard), task.batch_size, spent):
-            part.write([carried.store(row) for row in rows])
+            part.write([carried.replace(row) for row in rows])
             for line in map(_line, bad):
                 bad_file.write(line)
                 digest.update(line)
@@ -295,18 +318,17 @@ def read_counts(task: Task, index: int) -> Counts | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not task.part(index).is_file():
-        return None
     try:
-        with pq.ParquetFile(str(task.part(index)), page_checksum_verification=True) as file:
+        with task.store.open(task.part(index)) as content:
+            file = pq.ParquetFile(content, page_checksum_verification=True)
             footer = json.loads(file.metadata.metadata[FOOTER.encode()])
             rows = sum(batch.num_rows for batch in file.iter_batches())
         counts = Counts(footer["records"], footer["rows"], footer["bad"])
         if (footer["fingerprint"], footer["shard"], counts.rows) != (task.fingerprint, index, rows):
             return None
-        bad_sha256 = files.sha256(task.bad(index)) if counts.bad else hashlib.sha256().hexdigest()
+        bad_sha256 = sha256(task.store, task.bad(index)) if counts.bad else hashlib.sha256().hexdigest()
         carried = dict(footer.get("files", {}))
-        if any(files.sha256(task.output / name) != digest for name, digest in carried.items()):
+        if any(sha256(task.store, name) != digest for name, digest in carried.items()):
             return None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 from pathlib import Path
 
 TEMPORARY = ".tmp-"  # a leading dot: readers of a folder of parquet files pass over it
@@ -17,8 +18,16 @@ def sha256(path: Path) -> str:
 
 
 def temporary(path: Path) -> Path:
-    """Return the name beside `path` under which this process writes it; no other process uses the same."""
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    """Return the name beside `path` under which this process writes it.
+
+    No other process uses the same, on other machines that share the folder neither.
+    """
+    return path.with_name(f"{TEMPORARY}{_process()}-{path.name}")
+
+
+def _process() -> str:
+    machine = "".join(letter for letter in socket.gethostname() if letter.isalnum())
+    return f"{machine[-20:]}-{os.getpid()}"
 
 
 def flush(path: Path) -> None:
@@ -63,7 +72,7 @@ def replace_folder(written: Path, path: Path) -> None:
     if not path.exists():
         commit(written, path)
         return
-    old = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
+    old = path.with_name(f"{TEMPORARY}{_process()}-old-{path.name}")
     path.rename(old)
     try:
         commit(written, path)

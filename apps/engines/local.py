@@ -7,19 +7,38 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
+from manyheads.apps.engines.worker import Site, Worker, threads
 from manyheads.apps.parts import Done, OnBatch, Task, run_shard
-from manyheads.core.errors import ManyheadsError
-from manyheads.core.predictor import AnyPredictor, configure
+from manyheads.core.errors import ManyheadsError, UsageError
+from manyheads.core.predictor import AnyPredictor
 
 POLL_S = 0.2  # between two looks for a signal while workers are busy
+
+
+def plan(workers: int | None, address: str | None, shards: int) -> tuple[int, int]:
+    """Return how many workers a job gets, and how many threads each.
+
+    Args:
+        workers: As the user asked; None is for the engine to choose: this process.
+        address: Of a cluster, which there is none of here.
+        shards: Of the job.
+
+    Raises:
+        UsageError: An address was given.
+    """
+    if address is not None:
+        raise UsageError("--address is the Ray cluster's: it goes with --engine ray")
+    torch = sys.modules.get("torch")
+    available = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
+    return workers or 0, max(1, available // max(1, workers or 0))
 
 
 def run(
@@ -30,6 +49,7 @@ def run(
     workers: int,
     check: Callable[[], None],
     advance: OnBatch,
+    site: Site,
 ) -> Iterator[Done]:
     """Run shards, and yield the counts and cost of each as it is done.
 
@@ -40,11 +60,14 @@ def run(
         workers: Worker processes; 0 runs the shards here.
         check: Raises where the job has to stop.
         advance: Told of records and bad records: of a batch here, of a shard with workers.
+        site: Not used: workers here find what this process does.
 
     Raises:
         ManyheadsError: A shard failed, or a worker died; what is done stays done.
     """
     if workers:
+        if not task.store.shared:
+            raise UsageError(f"{task.store.name} is in this process's memory: workers cannot reach it")
         yield from _run_in_workers(shards, task, workers, check, advance)
         return
 
@@ -52,31 +75,10 @@ def run(
         advance(records, bad)
         check()
 
-    with _threads(task.threads):
+    with threads(task.threads):
         for index, shard in shards:
             check()
             yield run_shard(predictor, task, index, shard, on_batch)
-
-
-def available_threads() -> int:
-    """Return how many threads torch uses here; the processors of this process where it is not loaded."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch is not None else os.cpu_count() or 1
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set torch's threads, if the predictor brought torch in."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_in_workers(
@@ -88,7 +90,7 @@ def _run_in_workers(
 ) -> Iterator[Done]:
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # without a lock: a killed worker could take that with it
-    pool = ProcessPoolExecutor(workers, context, _start, (task, stop))
+    pool = ProcessPoolExecutor(workers, context, _start, (task, stop, time.time()))
     waiting, running = iter(shards), set[Future[Done]]()
     try:
         while True:
@@ -111,38 +113,34 @@ def _run_in_workers(
         pool.shutdown(cancel_futures=True)
 
 
-class _Worker:
+class _Process:
     """A worker process: the model, loaded on the first shard, so that a failure reaches the job's message."""
 
-    def __init__(self, task: Task, stop: Any) -> None:
-        self.task = task
-        self.stop = stop
-        self.predictor: AnyPredictor | None = None
+    def __init__(self, task: Task, stop: Any, begun: float) -> None:
+        self.worker, self.stop, self.begun = Worker(task), stop, begun
 
     def run(self, index: int, shard: object) -> Done:
-        if self.predictor is None:
-            loaded, identity = self.task.load(self.task.model)
-            self.predictor = configure(loaded, self.task.settings)
-            if identity != self.task.identity:
-                raise ManyheadsError(f"the model {self.task.model} was replaced while the job ran")
-        with _threads(self.task.threads):
-            return run_shard(self.predictor, self.task, index, shard, self.on_batch)
+        starting = 0.0
+        if self.worker.predictor is None:
+            self.worker.load()
+            starting = time.time() - self.begun
+        return self.worker.run(index, shard, self.on_batch, starting)
 
     def on_batch(self, records: int, bad: int) -> None:
         if self.stop.value:
             raise ManyheadsError("the job was stopped")
 
 
-_worker: _Worker | None = None
+_process: _Process | None = None
 
 
-def _start(task: Task, stop: Any) -> None:
+def _start(task: Task, stop: Any, begun: float) -> None:
     """Make this process a worker: signals are the runner's affair, and it ends with the runner."""
-    global _worker  # noqa: PLW0603  # a pool hands its workers nothing else
+    global _process  # noqa: PLW0603  # a pool hands its workers nothing else
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = _Worker(task, stop)
+    _process = _Process(task, stop, begun)
 
 
 def _end_with_parent() -> None:
@@ -153,5 +151,5 @@ def _end_with_parent() -> None:
 
 
 def _run(index: int, shard: object) -> Done:
-    assert _worker is not None
-    return _worker.run(index, shard)
+    assert _process is not None
+    return _process.run(index, shard)

@@ -345,7 +345,7 @@ def test_patterns_and_folders(options, fake, source, tmp_path):
 
 
 def test_folder_input_is_described_by_all_its_files(tmp_path):
-    from manyheads.apps.jobfolder import describe_input
+    from manyheads.apps.inputs import describe_input
 
     (tmp_path / "in" / "deep").mkdir(parents=True)
     (tmp_path / "in" / "deep" / "x").write_text("1")

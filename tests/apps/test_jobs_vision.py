@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 import manyheads
-from manyheads.apps import cli, jobfolder
+from manyheads.apps import cli, inputs
 from manyheads.apps.jobs import JobOptions, run_job
 from manyheads.core import hub
 from manyheads.core.errors import UsageError
@@ -292,15 +292,15 @@ def test_the_hash_of_a_folder_sees_names_contents_and_order(tmp_path):
         (tmp_path / "in" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / str(i % 2) / f"{i}.bin").write_bytes(bytes([i]) * (1 << 20 | i))
     read_files = []
-    first = jobfolder.describe_input(tmp_path / "in", read_files.append)
+    first = inputs.describe_input(tmp_path / "in", read_files.append)
     assert (first["files"], first["bytes"], sum(read_files)) == (5, sum(1 << 20 | i for i in range(5)), 5)
-    stamp = jobfolder.stamp([tmp_path / "in"])
+    stamp = inputs.stamp([tmp_path / "in"])
     target = tmp_path / "in" / "1" / "3.bin"
     content = bytearray(target.read_bytes())
     content[-1] ^= 1
     target.write_bytes(content)
-    assert jobfolder.describe_input(tmp_path / "in")["sha256"] != first["sha256"]
-    assert jobfolder.stamp([tmp_path / "in"]) != stamp
+    assert inputs.describe_input(tmp_path / "in")["sha256"] != first["sha256"]
+    assert inputs.stamp([tmp_path / "in"]) != stamp
 
 
 def start(*arguments):
@@ -341,7 +341,7 @@ def test_twenty_thousand_images_killed_twice_and_memory_flat(tmp_path, inspect_f
     total = sum(file.stat().st_size for file in (tmp_path / "photos").rglob("*.*")) / 1e6
     print(f"\n22,000 images written in {time.perf_counter() - begin:.0f} s, 20,000 are {total:.0f} MB")
     begin = time.perf_counter()
-    described = jobfolder.describe_input(tmp_path / "photos")
+    described = inputs.describe_input(tmp_path / "photos")
     print(f"fingerprint of {described['files']} files in {time.perf_counter() - begin:.1f} s")
 
     options = ["--max-bad", 0.02]
