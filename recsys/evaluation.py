@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyheads.recsys import sampled
-from manyheads.recsys.data import Asked
 from manyheads.recsys.metrics import Floats, Spread, measure, standing
 from manyheads.recsys.retrieval import Factors, top_k
+from manyheads.recsys.source import Asked
 
 
 class Ranked(NamedTuple):

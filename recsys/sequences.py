@@ -125,6 +125,22 @@ def k_core(sequences: Sequences, users: int, items: int) -> tuple[Sequences, int
     return _renumbered(sequences, left, by_user > 0, by_item > 0), rounds
 
 
+def without_items(sequences: Sequences, bad: NDArray[np.bool_]) -> Sequences:
+    """Leave out some items, and users that have no other.
+
+    Shape:
+        bad `[items]`.
+
+    Raises:
+        DataError: Nothing is left.
+    """
+    left = np.flatnonzero(~bad[sequences.items])
+    if not len(left):
+        raise DataError("no event is left, of any item")
+    by_user = np.bincount(sequences.owners()[left], minlength=len(sequences))
+    return _renumbered(sequences, left, by_user > 0, ~bad)
+
+
 def _renumbered(
     sequences: Sequences, left: Places, users: NDArray[np.bool_], items: NDArray[np.bool_]
 ) -> Sequences:

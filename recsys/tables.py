@@ -118,6 +118,31 @@ class Tables:
                 yield {name: batch.column(name) for name in wanted}
 
 
+def column_names(source: Source) -> list[str]:
+    """Return the columns of a source, those of its first table.
+
+    Raises:
+        DataError: The table cannot be read.
+        UsageError: There is no such source.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    if isinstance(source, pd.DataFrame):
+        return [str(name) for name in source.columns]
+    path = list_files(source)[0]
+    with refusing_broken(path):
+        if kind_of(path) == ".parquet":
+            return list(pq.read_schema(str(path)).names)
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty")
+        with pa.input_stream(str(path), compression="detect") as stream:
+            parse = csv.ParseOptions(delimiter=SEPARATORS[kind_of(path)])
+            return list(csv.open_csv(stream, csv.ReadOptions(block_size=BLOCK), parse).schema.names)
+
+
 def list_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the tables that a source names, those of a folder in order of name.
 

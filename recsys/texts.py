@@ -78,6 +78,14 @@ class ItemTexts(NamedTuple):
         """Return them on a device."""
         return ItemTexts(*(x.to(device) for x in self))
 
+    def select(self, items: Tensor) -> ItemTexts:
+        """Return the texts of these numbers, in this order."""
+        lengths = self.lengths[items]
+        starts = starts_of(lengths).long()
+        which = torch.repeat_interleave(lengths)
+        source = torch.arange(len(which), device=which.device) + (self.starts[items] - starts[:-1])[which]
+        return ItemTexts(self.ids[source], self.types[source], starts)
+
     @classmethod
     def join(cls, parts: Sequence[ItemTexts]) -> ItemTexts:
         """Return the items of all, in order."""

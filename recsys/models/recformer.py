@@ -139,19 +139,25 @@ def pretraining(
     items: TextBatch,
     masked: tuple[MaskedText, ...] = (),
     weight: float = 0.1,
+    targets: Tensor | None = None,
 ) -> Pretraining:
     """Return the loss of histories with their next items, each among all items of the batch, and of words.
 
     Args:
         model: With a head of words, where there are masked texts.
         histories: What came before.
-        items: What came next, row by row.
+        items: What came next, row by row; or, with targets, the batch's different items.
         masked: Both again with hidden words; each is another pass of the encoder.
         weight: Of each of the losses of words.
+        targets: Which of the items came next; without it an item that comes twice is held against itself, as
+            in the published code.
+
+    Shape:
+        targets `[B]`.
     """
     queries = model.queries(histories)
     table = Items(unit(model(items)) / model.temperature)
-    rows = torch.arange(len(queries), device=queries.device)
+    rows = torch.arange(len(queries), device=queries.device) if targets is None else targets
     scores = queries @ table.weight.T
     contrastive = F.cross_entropy(scores, rows)
     loss = contrastive

@@ -16,8 +16,9 @@ from manyheads.core.errors import UsageError
 from manyheads.core.optimization import Optimizer
 from manyheads.recsys.data import Core, Cutting, Loading, RecommendationData, Splitting
 from manyheads.recsys.masking import ask
+from manyheads.recsys.measuring import Sampled
 from manyheads.recsys.start import TABLE
-from manyheads.recsys.task import Objective, Recommender, Sampled
+from manyheads.recsys.task import Objective, Recommender
 
 ARGUMENTS = {"hidden_size": 16, "layers": 1, "hidden_dropout": 0.0, "attn_dropout": 0.0}
 FAST = Optimizer(learning_rate=2e-2, schedule="constant", warmup_steps=0)
@@ -130,7 +131,7 @@ def test_sampled_figures_need_one_target(tmp_path: Path) -> None:
     task, data = make(write(tmp_path), splitting=Splitting("ratio", 0.1, 0.3, "all"), sampled=Sampled(5))
     with pytest.raises(UsageError, match="one target a user"):
         trainer().test(task, data, verbose=False)
-    task.sampled = Sampled()
+    task.measuring.sampled = Sampled()
     (figures,) = trainer().test(task, data, verbose=False)
     assert 0 < figures["test_recall@10"] < 1
 
