@@ -22,6 +22,7 @@ DATASETS: tuple[DataSet, ...] = (
             {
                 "u.data": (1979173, "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"),
                 "u.item": (236344, "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701"),
+                "u.user": (22628, "f120e114da2e8cf314fd28f99417c94ae9ddf1cb6db8ce0e4b5995d40e90e62c"),
                 "u.genre": (202, "9757e0d3e6b298159a80dd48eaf938114690e911e39af97a76949ef1663610bb"),
             },
         ),

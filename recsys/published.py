@@ -60,6 +60,38 @@ def read_titles(name: str, folder: Path) -> dict[str, dict[str, str]]:
     raise UsageError(f"no titles of {name!r} (there are: {', '.join(NAMES)})")
 
 
+def write_opinions(folder: Path, path: Path) -> None:
+    """Write MovieLens 100K's ratings as a table of films, those who saw them, and whether they liked them.
+
+    Columns: user_id, item_id, title, genres, age, gender, occupation, liked ("yes" from four of five stars
+    on), timestamp; rows in the order of the ratings' file.
+
+    Raises:
+        DataError: A file is missing, or names what another does not know.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from manyheads.core import files
+
+    films = read_titles("ml_100k", folder)
+    users = {id: rest for id, *rest in (line.split("|") for line in _lines(find(folder, "u.user")))}
+    rows = []
+    for number, line in enumerate(_lines(find(folder, "u.data")), 1):
+        user, item, rating, time = line.split("\t")
+        if user not in users or item not in films:
+            raise DataError(f"{folder}, u.data, line {number}: no such user, or no such film")
+        age, gender, occupation, _ = users[user]
+        about = {"user_id": user, "item_id": item, **films[item], "age": int(age), "gender": gender}
+        liked = "yes" if int(rating) >= 4 else "no"
+        rows.append(about | {"occupation": occupation, "liked": liked, "timestamp": int(time)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = files.temporary(path)
+    pq.write_table(pa.Table.from_pylist(rows), written)
+    files.flush(written)
+    files.commit(written, path)
+
+
 def find(folder: Path, name: str) -> Path:
     """Return a file of a folder, plain or packed.
 
