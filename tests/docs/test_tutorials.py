@@ -1,0 +1,97 @@
+"""The tutorials' commands, one after the other, as a reader would run them; and the commands of all pages.
+
+`pytest -m slow tests/docs` runs every tutorial; by default their commands are read alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from manyheads.apps import checking, cli, options
+from manyheads.apps.options import configs
+from manyheads.core.catalog import DOMAINS
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "docs" / "how-to" / "own-model.md"
+PAGES = sorted({*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"} - {RECIPE})
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The manyheads commands of a page."""
+    found = []
+    for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in text.splitlines() if kind == "sh" else ():
+            if line.startswith("manyheads "):
+                found.append(shlex.split(line.partition(" > ")[0], comments=True)[1:])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_their_options_exist(page):
+    for args in commands(page):
+        command, *rest = args
+        assert command in cli.COMMANDS, args
+        if command in DOMAINS and rest and rest[0] in options.ACTIONS:
+            named = [Path(name).stem for arg, name in pairwise(rest) if arg == "--config"]
+            if named and not all(name in configs(command) for name in named):
+                continue  # a file of the reader's
+            checking.check(command, rest)
+
+
+def test_pages_have_commands():
+    assert sum(len(commands(page)) for page in PAGES) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_tutorial_runs(domain, tmp_path):
+    if domain != "timeseries" and not os.environ.get("MANYHEADS_DATA"):
+        pytest.skip("needs MANYHEADS_DATA")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    page = ROOT / "docs" / "tutorials" / f"{domain}.md"
+    for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        command = ["bash", "-euo", "pipefail", "-c", text] if kind == "sh" else [sys.executable, "-c", text]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        print(f"{text}\n{done.stdout}")
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_model_works(tmp_path):
+    """The page's three files in a copy of the repository: its commands run there."""
+    copy = tmp_path / "manyheads"
+    ignored = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", "site")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    text = RECIPE.read_text(encoding="utf-8")
+    model, row, test = (block for kind, block in BLOCK.findall(text) if kind == "python")
+    (copy / "timeseries/models/straight.py").write_text(model)
+    catalog = copy / "timeseries/catalog.py"
+    catalog.write_text(catalog.read_text() + f"\nMODELS = (*MODELS, {row.strip()})\n")
+    (copy / "tests/timeseries/test_straight.py").write_text(test)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPATH"] = str(copy / "src")
+    (copy / "straight.yaml").write_text(
+        re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0]
+    )
+    fit = [sys.executable, "-m", "manyheads.apps.cli", "timeseries", "fit", "--config", "straight.yaml"]
+    for command in (
+        [sys.executable, "-m", "pytest", "tests/timeseries/test_straight.py", "tests/core/test_catalog.py"],
+        [sys.executable, "-m", "pytest", "tests/core/test_hub.py", "-k", "straight"],
+        [*fit, "--trainer.max_epochs", "1", "--output", "runs/straight"],
+    ):
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert (copy / "runs/straight/model/model.safetensors").is_file()
