@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -121,19 +121,26 @@ def _cluster(address: str | None, processors: int, quiet: bool) -> Iterator[Any]
         _check_answers(address)
         options["address"] = address
     try:
-        try:
-            ray.init(**options)
-        except Exception as error:
-            why = " ".join(str(error).split())[:300] or type(error).__name__
-            what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-            raise ManyheadsError(f"cannot {what}: {why}") from error
-        with suppress(ValueError):  # not the main thread: Ray set none either
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
-        yield ray
+        # Ray prints of dead workers on the standard output, which is the result's.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if quiet else sys.stderr):
+            _join(ray, options, address)
+            with suppress(ValueError):  # not the main thread: Ray set none either
+                signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
+            yield ray
+            ray.shutdown()
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(ray: Any, options: dict[str, Any], address: str | None) -> None:
+    try:
+        ray.init(**options)
+    except Exception as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ManyheadsError(f"cannot {what}: {why}") from error
 
 
 def _short_temporary() -> str:

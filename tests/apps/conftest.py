@@ -8,13 +8,26 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 SCRIPT = Path(__file__).with_name("fake_job.py")
+CLUSTER = """
+import sys
+import ray
+ray.init(
+    address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+    object_store_memory=200 << 20, _temp_dir=sys.argv[1], _node_ip_address="127.0.0.1",
+)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()  # until the tests close it
+"""
 
 
 def load(path: Path) -> ModuleType:
@@ -32,6 +45,12 @@ def load(path: Path) -> ModuleType:
 def fake() -> ModuleType:
     """The fake domain's module."""
     return load(SCRIPT)
+
+
+@pytest.fixture(scope="session")
+def load_helper() -> Callable[[Path], ModuleType]:
+    """Imports a file that is no module of the package."""
+    return load
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +121,25 @@ def inspect_folder() -> ModuleType:
     helpers = ModuleType("inspect_folder")
     helpers.digests, helpers.rows, helpers.write_source = digests, rows, write_source  # type: ignore[attr-defined]
     return helpers
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of three processors, on this machine alone."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        tempfile.TemporaryDirectory(prefix="mh-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, folder], text=True, env=environment, **pipes
+        ) as holder,
+    ):
+        assert holder.stdout is not None
+        address = holder.stdout.readline().strip()
+        assert address, "no cluster came up"
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield address
+        holder.communicate()

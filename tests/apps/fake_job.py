@@ -106,9 +106,11 @@ def load(reference):
     return kind(known.get("delay", 0.0), known.get("crash")), {"name": known["name"], "sha256": "0"}
 
 
-def end_at(point, index, signum, reached, at):
-    """Send this process a signal at a point of the protocol."""
-    if (reached, at) == (point, index):
+def end_at(point, index, signum, marker, reached, at):
+    """Send this process a signal at a point of the protocol: each time, or once where there is a marker."""
+    if (reached, at) == (point, index) and not (marker and os.path.exists(marker)):
+        if marker:
+            Path(marker).touch()
         os.kill(os.getpid(), signum)
 
 
@@ -116,13 +118,13 @@ def main():
     """Run the job; print the result, or the error and its exit code."""
     options = json.loads(sys.argv[1])
     fault = options.pop("fault", None)
+    marker = options.pop("marker", None)
     limit = options.pop("file_limit", None)
     if limit is not None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    options["output"] = Path(options["output"])
-    hook = partial(end_at, *fault, signal.SIGKILL) if fault else None
+    hook = partial(end_at, *fault, signal.SIGKILL, marker) if fault else None
     try:
         result = run_job(JobOptions(**options), load=load, fault=hook)
     except ManyheadsError as error:
