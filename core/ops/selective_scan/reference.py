@@ -41,6 +41,10 @@ def selective_scan(
     states = (
         kept.new_zeros(u.shape[0] * (len(edges) - 1), *A.shape) if initial_state is None else initial_state
     )
+    if torch.compiler.is_exporting() and cu_seqlens is None:  # every step would stand in the program
+        h = _doubled(kept, added, states.to(wide), reverse)
+        y, last = (h @ C[..., None].to(wide))[..., 0], [h[:, 0 if reverse else -1]]
+        return _ended(u, y, D, z, last, return_state)
     steps: dict[int, Tensor] = {}
     last = []
     for (start, end), h0 in zip(itertools.pairwise(edges), states.to(wide).split(u.shape[0]), strict=True):
@@ -50,9 +54,33 @@ def selective_scan(
             steps[t] = (h @ C[:, t, :, None].to(wide))[..., 0]
         last.append(h)
     y = torch.stack([steps[t] for t in sorted(steps)], 1) if steps else u.to(wide)
+    return _ended(u, y, D, z, last, return_state)
+
+
+def _ended(
+    u: Tensor, y: Tensor, D: Tensor | None, z: Tensor | None, last: list[Tensor], return_state: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Add what goes past the states, and the gate."""
     if D is not None:
-        y = y + D.to(wide) * u.to(wide)
+        y = y + D.to(y) * u.to(y)
     if z is not None:
-        y = y * F.silu(z.to(wide))
+        y = y * F.silu(z.to(y))
     y = y.to(u.dtype)
     return (y, torch.cat(last)) if return_state else y
+
+
+def _doubled(kept: Tensor, added: Tensor, state: Tensor, reverse: bool) -> Tensor:
+    """Return all states `[B, L, D, N]` in log2(L) rounds: each joins every stretch with the one before it.
+
+    Source:
+        Hillis and Steele 1986.
+    """
+    if reverse:
+        kept, added = kept.flip(1), added.flip(1)
+    h = torch.cat([added[:, :1] + kept[:, :1] * state[:, None], added[:, 1:]], 1)
+    span = 1
+    while span < h.shape[1]:
+        h = torch.cat([h[:, :span], h[:, span:] + kept[:, span:] * h[:, :-span]], 1)
+        kept = torch.cat([kept[:, :span], kept[:, span:] * kept[:, :-span]], 1)
+        span *= 2
+    return h.flip(1) if reverse else h

@@ -1,7 +1,7 @@
 """Runs the command line in forked processes: what it imports is imported once, for all of them.
 
-Reads a line of JSON for each round: a list of {"args", "env", "kill_at", "out"}, started side by side. Answers
-with a line: their exit codes. `kill_at` kills a process behind that optimizer step, before anything is saved.
+Reads a line of JSON for each round: a list of {"args", "env", "kill_at", "out"}, started side by side.
+Answers with a line: their exit codes. `kill_at` kills a process behind that step, before anything is saved.
 """
 
 import json

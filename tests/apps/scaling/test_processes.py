@@ -1,4 +1,4 @@
-"""Training by several processes: DDP and FSDP on CPUs, as torchrun starts them and as the command does itself."""
+"""Training by several processes: DDP and FSDP on CPUs, started by torchrun or by the command itself."""
 
 import json
 import os
