@@ -27,6 +27,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "models": ("models", "list the catalogue, show, pull, verify or publish one model"),
     "data": ("data", "list the data sets, or fetch one"),
     "serve": ("serving", "answer requests over HTTP with one or several models"),
+    "export": ("export", "write a model as a torch.export program or as ONNX, and check the file"),
     "completion": ("completion", "print the script by which bash, zsh or fish completes what you type"),
     "doctor": ("doctor", "versions, devices, and the backend that each op takes here"),
 }
