@@ -108,7 +108,7 @@ def _commit(chosen: dict[str, Path], reference: Reference, how: Push) -> str:
         words = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
         status = getattr(error.response, "status_code", "")
         raise ManyheadsError(f"the hub refuses {reference} ({status}): {words}") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise ManyheadsError(
             f"{reference} could not be published: {' '.join(str(error).split())[:200]}"
         ) from error

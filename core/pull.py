@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -308,6 +309,9 @@ def _convert(
     dialects.check_options(dialect, options)
     published = base / chosen[0] if len(chosen) == 1 else base
     function = cast(Any, catalog.load_class(dialect.converter))
+    for each in inspect.signature(function).parameters.values():
+        if each.kind is each.KEYWORD_ONLY and each.default is each.empty and each.name not in options:
+            raise UsageError(f"{dialect.name} needs --option {each.name}=...: no published file says it")
     try:
         function(published, folder, **options)
     except ManyheadsError:

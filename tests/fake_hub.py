@@ -269,8 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(content)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             if name in hub.repositories:
-                return self._json({"error": "You already created this model repo"}, 409)
-            hub.repositories[name].private = bool(asked.get("private"))
+                return self._json({"error": "You already created it", "url": f"{hub.address}/{name}"}, 409)
+            hub.repositories[name].private = asked.get("visibility") == "private"
             hub.repositories[name].commit({})
             return self._json({"url": f"{hub.address}/{name}", "name": name, "id": "1"})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):

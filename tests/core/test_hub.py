@@ -412,9 +412,8 @@ def test_find_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("dlinear", "is a catalogue name, and this version reads model folders only"),
-        ("org/name", "not hub references"),
-        ("org/name@v1.0", "not hub references"),
+        ("dlinear", "no published weights of dlinear are known here: train it"),
+        ("org/../name", "no model folder"),
         ("https://example.org/m", "no model folder"),
         ("no where", "no model folder no where"),
     ],

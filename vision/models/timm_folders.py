@@ -129,11 +129,10 @@ def write(folder: str | Path, target: str | Path) -> None:
     """
     from timm.models import save_for_hf
 
-    import manyheads.vision  # noqa: F401  # our models in timm's registry
-
     model, config = hub.load_model(folder)
     if config.domain != "vision":
         raise UsageError(f"timm's layout is for images, and {config.name} is a model of {config.domain}")
+    model = _as_timm(model, config.name, config.arguments)
     saved = Preprocessing.from_json(config.preprocessing) if config.preprocessing else None
     cfg: dict[str, object] = {"tag": "", "num_classes": model.num_classes}
     if saved is not None:
@@ -148,21 +147,24 @@ def write(folder: str | Path, target: str | Path) -> None:
     about: dict[str, object] = {"pretrained_cfg": cfg}
     if config.labels:
         about["label_names"] = config.labels
-    save_for_hf(
-        model,
-        str(target),
-        model_config=about,
-        model_args=_given(model, config.arguments),
-        safe_serialization=True,
-        data_config=dict(cfg),
-    )
+    save_for_hf(model, str(target), model_config=about, safe_serialization=True, data_config=dict(cfg))
 
 
-def _given(model: nn.Module, arguments: Mapping[str, object]) -> dict[str, object] | None:
-    """The arguments of our own builders; timm has noted those of its own."""
-    if hasattr(model, "_model_args"):
-        return None
-    return {key: value for key, value in arguments.items() if value is not None and not key.endswith("rate")}
+def _as_timm(model: nn.Module, name: str, arguments: Mapping[str, object]) -> nn.Module:
+    """Return the model as timm builds it, which notes what it was built from; its own are so already."""
+    import timm
+
+    import manyheads.vision  # noqa: F401  # our models in timm's registry
+
+    if name not in VIM and name not in CCT and timm.is_model(name):
+        return model
+    if not timm.is_model(name):
+        raise UsageError(f"timm knows no {name}: only models of a fixed size are published in its layout")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    found = timm.create_model(name, **given)
+    check_fit(found, model.state_dict(), name)
+    found.load_state_dict(model.state_dict(), strict=True)
+    return cast(nn.Module, found)
 
 
 def _read_config(file: Path) -> Mapping[str, Json]:
