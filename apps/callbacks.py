@@ -24,7 +24,8 @@ class Resumable(Checkpoint):
     Random state included. (Lightning's own `save_last` saves an epoch only where it is the best so far.)
 
     A run that was stopped or killed and resumed gives the same weights, bit for bit, as one that was not,
-    on a CPU. Lightning calls a `Checkpoint` after the task's own: averaged weights have that step then.
+    on a CPU (its first `train_loss` is that of the batches that were left of the epoch). Lightning calls a
+    `Checkpoint` after the task's own: averaged weights have that step then.
 
     Args:
         checkpoint: The file.

@@ -23,7 +23,7 @@ SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
 # Real data of a domain that the model may take, where they are on this machine.
 SAMPLES = {
     "vision": ("imagenet_samples", "cifar10_10k", "fashion_mnist"),
-    "timeseries": ("etth1", "ettm1"),
+    "timeseries": ("etth1",),
     "speech": ("speechbrain_samples", "ljspeech_samples"),
     "graph": ("esol",),
     "recsys": ("ml_100k",),

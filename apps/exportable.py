@@ -17,7 +17,13 @@ from manyheads.core.errors import UsageError
 
 Inputs = tuple[Tensor | None, ...]
 BATCH = "batch"
-RANGES = {BATCH: (1, 65536), "length": (2, 1 << 16), "rows": (8, 1 << 15), "nodes": (3, 1 << 20)}
+RANGES = {
+    BATCH: (1, 65536),
+    "length": (2, 1 << 16),
+    "tokens": (2, 1 << 16),
+    "rows": (8, 1 << 15),
+    "nodes": (3, 1 << 20),
+}
 RANGES |= {"edges": (3, 1 << 22), "starts": (2, 1 << 16), "pairs": (3, 1 << 20), "distances": (3, 1 << 24)}
 
 
@@ -255,43 +261,6 @@ def graphs(model: nn.Module, collate: Callable[[Sequence[Any]], Any]) -> Exporta
     return Exportable(_Graphs(model), GRAPH, ("outputs",), axes, take)
 
 
-class _Histories(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, items: Tensor) -> Tensor:
-        model = cast(Any, self.model)
-        if hasattr(model, "mask_token"):
-            items = torch.cat([items, torch.full_like(items[:, :1], model.mask_token)], 1)
-        states = model(items)[:, -1]
-        weight, bias = model.items()
-        scores = states @ weight.T
-        return cast(Tensor, scores if bias is None else scores + bias)
-
-
-def histories(model: nn.Module, num_items: int, max_len: int, first: int) -> Exportable:
-    """Histories, the newest item last and zeros before the first, to a score of every item.
-
-    Args:
-        max_len: Items of a history at most; older ones are left out.
-        first: The token of item 0.
-    """
-
-    def pad(rows: Sequence[Tensor]) -> Inputs:
-        newest = [row[-max_len:].long() + first for row in rows]
-        return (nn.utils.rnn.pad_sequence(newest, batch_first=True, padding_side="left"),)
-
-    def take(samples: Sequence[Any]) -> Inputs:
-        return pad([torch.as_tensor(sample.items) for sample in samples])
-
-    def draw(count: int) -> Inputs:
-        return pad([torch.randint(num_items, (max_len - i % max_len,)) for i in range(count)])
-
-    axes = {"items": {0: BATCH, 1: "length"}}
-    return Exportable(_Histories(model), ("items",), ("scores",), axes, take, draw)
-
-
 @dataclass(frozen=True)
 class Limits:
     """What is fixed in a file of sound.
@@ -339,12 +308,10 @@ def _of_graphs(predictor: Any, limits: Limits) -> Exportable:
     return graphs(predictor.model, predictor.collate)
 
 
-def _of_recommendation(predictor: Any, limits: Limits) -> Exportable:
-    from manyheads.recsys.models.encoder import FIRST
+def _of_recsys(predictor: Any, limits: Limits) -> Exportable:
+    from manyheads.apps.exportable_recsys import of_predictor
 
-    model = predictor.model
-    most = model.encoder.sizes.max_len - hasattr(model, "mask_token")
-    return histories(model, model.num_items, most, FIRST)
+    return of_predictor(predictor)
 
 
 _TASKS: dict[tuple[str, str], Callable[[Any, Limits], Exportable]] = {
@@ -356,7 +323,9 @@ _TASKS: dict[tuple[str, str], Callable[[Any, Limits], Exportable]] = {
     ("speech", "separation"): _of_separation,
     ("speech", "recognition"): _of_recognition,
     ("graph", "graph"): _of_graphs,
-    ("recsys", "recommendation"): _of_recommendation,
+    ("recsys", "recommendation"): _of_recsys,
+    ("recsys", "text_recommendation"): _of_recsys,
+    ("recsys", "text_classification"): _of_recsys,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
@@ -87,7 +88,13 @@ class Sharded(Callback):
     """Cuts parameters, gradients and optimizer state over the processes, block by block (FSDP)."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say what lightning does once the processes know each other."""
+        """Say what lightning does once the processes know each other.
+
+        Raises:
+            UsageError: The run averages its weights, which takes whole ones.
+        """
+        if any(isinstance(each, WeightAveraging) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UsageError("trainer.strategy fsdp keeps no averaged weights: set ema_decay to 0")
         pl_module.configure_model = partial(_cut, pl_module)  # type: ignore[method-assign]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from manyheads.apps import exportable
+from manyheads.apps import exportable, exportable_recsys
 from manyheads.apps.exportable import Exportable, Inputs
 from manyheads.core.catalog import create_model
 
@@ -35,6 +35,7 @@ WORDS: dict[str, Any] = {
     "decoder_blocks": 1,
 }
 GRAPHS: dict[str, Any] = {"outputs": 2, "node_types": [5], "hidden_dim": 16, "L": 2}
+READER: dict[str, Any] = {"hidden_size": 16, "layers": 2, "heads": 2, "inner_size": 32, "window": 8}
 HISTORIES: dict[str, Any] = {"num_items": 20, "hidden_size": 16, "layers": 2}
 
 
@@ -87,7 +88,18 @@ def sound(name: str, **options: Any) -> Exportable:
 
 
 def history(name: str, most: int) -> Exportable:
-    return exportable.histories(create_model(name, max_len=9, **HISTORIES).eval(), 20, most, 1)
+    return exportable_recsys.histories(create_model(name, max_len=9, **HISTORIES).eval(), 20, most, 1)
+
+
+def texts() -> Exportable:
+    model = create_model("recformer", vocab_size=50, num_items=20, positions=66, **READER)
+    return exportable_recsys.read_histories(cast(Any, model.eval()), None)
+
+
+def customers() -> Exportable:
+    sizes = {"vocab_size": 50, "classes": 3, "numeric": 2, "categories": [4], "positions": 66}
+    model = create_model("cross_attention_fusion", **sizes, **READER)
+    return exportable_recsys.customers(cast(Any, model.eval()), 2, [4], None)
 
 
 def classifier() -> Exportable:
@@ -160,6 +172,8 @@ SMALL: dict[str, Callable[[], Exportable]] = {
     "kipf_gcn": lambda: graph("kipf_gcn", {"nodes": 6}, node_features=6, outputs=3),
     "bert4rec": lambda: history("bert4rec", 8),
     "sasrec": lambda: history("sasrec", 9),
+    "recformer": texts,
+    "cross_attention_fusion": customers,
 }
 
 

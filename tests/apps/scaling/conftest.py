@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -58,7 +59,7 @@ task: separation
 model:
   name: mossformer
   fresh: published
-  arguments: {dim: 16, depth: 1, kernel_size: 64, query_key_dim: 8, group_size: 64}
+  arguments: {dim: 16, depth: 1, kernel_size: 64, query_key_dim: 8, group_size: 64, dropout: 0.1}
   optimizer: {learning_rate: 3.0e-3, warmup_steps: 2}
 data:
   batch_size: 2
@@ -82,7 +83,7 @@ task: recommendation
 model:
   name: sasrec
   ks: [1, 5]
-  arguments: {hidden_size: 16, layers: 1}
+  arguments: {hidden_size: 16, layers: 1, hidden_dropout: 0.1, attn_dropout: 0.1}
   optimizer: {schedule: constant, warmup_steps: 2}
 data:
   dataset: FOLDER/log.csv
@@ -205,26 +206,21 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """The arguments of a small run, but its folder, by the run's name and what is called of it."""
+    """The arguments of a small run, but its folder; without drops nothing is left out by chance."""
     folder = tmp_path_factory.mktemp("data")
     write_data(folder)
 
-    def arguments(name: str, action: str = "fit", options: Sequence[object] = ()) -> list[str]:
+    def arguments(
+        name: str, action: str = "fit", options: Sequence[object] = (), drops: bool = True
+    ) -> list[str]:
         if name in SHARED and not DATA:
             pytest.skip("MANYHEADS_DATA names no folder of shared data")
-        path = folder / f"{name}.yaml"
-        path.write_text(SMALL[name].replace("FOLDER", str(folder)))
+        config = SMALL[name].replace("FOLDER", str(folder))
+        path = folder / f"{name}{'' if drops else '_plain'}.yaml"
+        path.write_text(config if drops else re.sub(r"(drop\w*|mixup): 0\.\d", r"\1: 0.0", config))
         common = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--patience", "99"]
-        extra = [str(option) for option in options]
-        return [
-            DOMAIN_OF.get(name, name),
-            action,
-            *BASE.get(name, []),
-            "--config",
-            str(path),
-            *common,
-            *extra,
-        ]
+        called = [DOMAIN_OF.get(name, name), action, *BASE.get(name, []), "--config", str(path)]
+        return [*called, *common, *map(str, options)]
 
     return arguments
 

@@ -57,10 +57,10 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(
     strategy: str, command: Callable[..., int], small: Small, tmp_path: Path
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    plain = ("--model.arguments.dropout", 0.0, "--data.drop_last", "false")
-    assert command(*small("timeseries", options=plain), "--data.batch_size", 32, "--output", one) == 0
-    options = (*plain, *TWO, "--trainer.strategy", strategy)
-    assert command(*small("timeseries", options=options), "--output", two, processes=2) == 0, command.printed
+    double = ("--data.batch_size", 32, "--output", one)
+    assert command(*small("timeseries", options=double, drops=False)) == 0, command.printed
+    options = (*TWO, "--trainer.strategy", strategy, "--output", two)
+    assert command(*small("timeseries", options=options, drops=False), processes=2) == 0, command.printed
     first, second = (load_file(run / "model" / "model.safetensors") for run in (one, two))
     assert first.keys() == second.keys()
     for name, weight in first.items():
@@ -83,6 +83,8 @@ def test_killed_processes_go_on_to_the_same_weights(
     options = (*TWO, "--trainer.strategy", strategy)
     if name == "vision" and strategy == "fsdp":
         options += ("--model.regularize.ema_decay", 0)
+    if name == "timeseries":
+        options += ("--trainer.accumulate_grad_batches", 2)
     assert command(*small(name, options=options), "--output", straight, processes=2) == 0, command.printed
     again = (*options, "--save_every_n_steps", 1, "--output", killed)
     assert command(*small(name, options=again), processes=2, kill_at=2) == -9
@@ -111,6 +113,9 @@ def test_what_cannot_be_shared_is_refused(command: Callable[..., int], small: Sm
     options = ("--trainer.strategy", "fsdp", "--output", tmp_path)
     assert command(*small("timeseries"), *options) == 2
     assert "set trainer.devices to 2 or more" in command.printed[0]
+    options = (*TWO, "--trainer.strategy", "fsdp")
+    assert command(*small("vision", options=options), "--output", tmp_path, processes=2) == 2
+    assert "set ema_decay to 0" in command.printed[0]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
