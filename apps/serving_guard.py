@@ -38,6 +38,12 @@ SECURITY = {
     b"referrer-policy": b"no-referrer",
     b"cache-control": b"no-store",
 }
+PAGE = "/ui"  # the page's own scripts and styles run there; nothing of other hosts, and no page may frame it
+PAGE_POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:;"
+    b" style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:;"
+    b" font-src 'self' data:; connect-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'self'"
+)
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -267,7 +273,10 @@ def _add_headers(message: Message, exchange: Exchange, unread: bool) -> None:
     """Add the request's id and what protects browsers; a connection with an unread body is not used again."""
     there = {name.lower() for name, _ in message["headers"]}
     added = [(b"x-request-id", exchange.id.encode())]
-    added += [(name, value) for name, value in SECURITY.items() if name not in there]
+    wanted = SECURITY
+    if exchange.scope["path"].startswith(PAGE):
+        wanted = SECURITY | {b"content-security-policy": PAGE_POLICY}
+    added += [(name, value) for name, value in wanted.items() if name not in there]
     if unread:
         added.append((b"connection", b"close"))
     message["headers"] = [*message["headers"], *added]

@@ -95,11 +95,13 @@ class Work:
         payload: The records.
         settings: Of the predictor, where others than its own.
         zipped: The answer is a zip with the files, not JSON with the files in it.
+        picture: Of a single image, the answer also has a picture of what the model looks at.
     """
 
     payload: Payload
     settings: Settings = field(default_factory=dict)
     zipped: bool = False
+    picture: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from manyheads.apps.serving_guard import Guard, Rules
 from manyheads.apps.serving_metrics import Metrics
 from manyheads.apps.serving_payload import Limits, Served
 from manyheads.apps.serving_process import Plan, Start, in_process
-from manyheads.apps.serving_protocol import HEADER_BYTES, Protocol
+from manyheads.apps.serving_protocol import Protocol
 from manyheads.apps.serving_queue import Model, Policy
 from manyheads.apps.serving_streams import MOST_BYTES, Streams
 from manyheads.core import catalog, hub
@@ -34,6 +34,7 @@ log = logging.getLogger("manyheads.serving")
 
 GRACE_S = 5  # beyond the deadline, for what was admitted
 POLL_S = 0.05
+BACKLOG = 2048  # connections that wait to be taken
 STUCK = 4  # deadlines that a batch may take before its worker is ended
 
 
@@ -119,7 +120,7 @@ def run(options: Options) -> int:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that a port is bound to.
+    """Return a socket that listens: who connects early waits until requests are taken.
 
     Raises:
         UsageError: It is taken, or there is no such address.
@@ -129,6 +130,7 @@ def bind(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen(BACKLOG)
     except socket.gaierror as error:
         raise UsageError(f"--host {host}: {error.strerror}") from error
     except OSError as error:
@@ -202,13 +204,13 @@ class Run:
             self.guard,
             http=Protocol,
             lifespan="on",
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=GRACE_S,
-            h11_max_incomplete_event_size=HEADER_BYTES,
             ws_max_size=MOST_BYTES,
             ws_max_queue=4,
             ws_per_message_deflate=False,  # a small message could become a large one

@@ -9,7 +9,15 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from manyheads.apps.serving_payload import Blobs, Columns, Csv, Graph, Payload, Settings, Table
 
@@ -42,7 +50,17 @@ Whole: TypeAlias = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Text: TypeAlias = Annotated[str, Field(max_length=LONGEST_CELL)]
 Cells: TypeAlias = Annotated[dict[Id, Whole | Number | Text | None], Field(max_length=MOST_COLUMNS)]
 Rows: TypeAlias = Annotated[list[Cells], Field(min_length=1, max_length=MOST_ROWS)]
-TextOfTable: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
+def _few_columns(text: str) -> str:
+    line = text[: text.find("\n") if "\n" in text else len(text)]
+    columns = 1 + line.count(",")
+    if columns > MOST_COLUMNS:
+        raise ValueError(f"has {columns:,} columns, at most {MOST_COLUMNS:,} are taken")
+    return text
+
+
+TextOfTable: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_few_columns)]
 
 
 class Strict(BaseModel):

@@ -91,13 +91,13 @@ class Streams:
     async def _serve(self, socket: WebSocket, model: Model, session: Session) -> None:
         assert model.about is not None
         begin = _begin(await self._receive(socket), model.about.sample_rate)
-        await session.do("open", endpoints=begin.endpoints)
+        [opened] = await session.do("open", endpoints=begin.endpoints)
         await socket.send_json(
             {
                 "type": "ready",
                 "request_id": request_id.get(),
                 "sample_rate": model.about.sample_rate,
-                "latency_ms": model.about.latency_ms,
+                **opened,
             }
         )
         left = self.seconds * begin.sample_rate

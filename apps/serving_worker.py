@@ -46,6 +46,7 @@ SHARD = 1024  # records of a source that are listed at once
 TOGETHER = {"speech": 4}  # records; segments take long, and a request that is given up stops behind a batch
 CONFIGURED = 8  # predictors of other settings that are kept
 OPTION = re.compile(r"--([a-z][a-z-]+)")  # as the command line calls a setting
+PICTURE = "explanation.png"
 NAMED = 20  # bad records that an error lists
 
 
@@ -213,6 +214,10 @@ class Engine:
             return Answer(records=task.records, bad=len(task.bad), problem=task.problem)
         try:
             result = rows_of.finish(task.rows, self._with(task.work.settings), task.folder)
+            if task.work.picture and isinstance(task.work.payload, Blobs):
+                from manyheads.apps.explaining import picture
+
+                result.files[PICTURE] = picture(self.predictor, task.work.payload.items[0][1])
             bad = [{"id": each.id, "reason": task.clean(each.reason)} for each in task.bad]
             encode = rows_of.as_zip if task.work.zipped else rows_of.as_json
             body = encode(self.model.name, result, bad)
@@ -223,15 +228,15 @@ class Engine:
         return Answer(body, media_type, task.records, len(task.bad))
 
     def step(self, step: Step) -> list[dict[str, Any]] | Problem:
-        """Do a step of a recording that is going on, and return its new rows."""
+        """Do a step of a recording that goes on; return its new rows, or of the first step its latency."""
         import numpy as np
         import torch
 
         try:
             if step.action == "open":
                 streamed: Any = self.predictor
-                self._sessions[step.session] = streamed.stream(endpoints=step.endpoints)
-                return []
+                stream = self._sessions[step.session] = streamed.stream(endpoints=step.endpoints)
+                return [{"latency_ms": stream.latency_ms}]
             if step.action == "close":
                 self._sessions.pop(step.session, None)
                 return []

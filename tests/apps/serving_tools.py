@@ -103,12 +103,12 @@ def vision_json(folder: Path) -> Case:
 def series_model(folder: Path) -> tuple[Path, Path]:
     from manyheads.timeseries.data import ForecastData
 
-    hours = pd.date_range("2020-01-01", periods=300, freq="h")
+    hours, waves = pd.date_range("2020-01-01", periods=300, freq="h"), np.arange(300)
     rng = np.random.default_rng(0)
     frame = pd.concat(
-        pd.DataFrame({"unique_id": f"s{i}", "ds": hours, "y": np.sin(np.arange(300) / (i + 2)) + rng.normal(size=300)})
+        pd.DataFrame({"unique_id": f"s{i}", "ds": hours, "y": np.sin(waves / (i + 2)) + rng.normal(size=300)})
         for i in range(4)
-    )  # fmt: skip
+    )
     table = folder / "series.csv"
     frame.to_csv(table, index=False)
     data = ForecastData(str(table), seq_len=48, pred_len=12)
@@ -298,7 +298,7 @@ class Local:
         self.loop = asyncio.get_running_loop()
         served = serving_run.find(self.options.models)
         self.service = serving_run.make_service(self.options, served, InThread)
-        guard = serving_run.make_guarded(self.options, self.service)
+        self.guard = guard = serving_run.make_guarded(self.options, self.service)
         with contextlib.closing(serving_run.bind("127.0.0.1", 0)) as listening:
             self.run = serving_run.Run(self.options, self.service, guard, listening)
             self._outcome.put(listening.getsockname()[1])

@@ -43,7 +43,7 @@ def job_rows(case, output):
 
 
 def compare(found, wanted):
-    """Texts and whole numbers are the same; others to the last digits, for batches are put together otherwise."""
+    """Texts and whole numbers are the same, others to the last digits: batches are put together otherwise."""
     assert len(found) == len(wanted)
     for row, right in zip(found, wanted, strict=True):
         assert list(row) == list(right)
