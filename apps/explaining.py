@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from manyheads.apps.explain import ExplainOptions
 from manyheads.apps.picture_names import picture_name
 from manyheads.core import files, hub
 from manyheads.core.errors import BadRecord, UsageError, did_you_mean
+from manyheads.core.predictor import AnyPredictor
 from manyheads.vision.explain import explain, methods_for
-from manyheads.vision.pictures import Pixels, draw_explanation
+from manyheads.vision.pictures import Pixels, draw_explanation, overlay
 from manyheads.vision.predictor import Predictor
 from manyheads.vision.preprocessing import Preprocessing
 
 BAD_RECORDS = 3
+SIDE = 384  # pixels of a picture's width
 
 
 def load_predictor(reference: Path) -> Predictor:
@@ -71,6 +74,29 @@ def run(given: ExplainOptions) -> int:
     if given.json:
         print(json.dumps({"images": found, "bad": bad}))
     return BAD_RECORDS if bad else 0
+
+
+def picture(predictor: AnyPredictor, content: bytes) -> bytes:
+    """Return a PNG of an encoded image under the map of what the model looks at, by the method it has.
+
+    Raises:
+        BadRecord: The image cannot be read.
+    """
+    import pandas as pd
+    from PIL import Image
+
+    assert isinstance(predictor, Predictor)
+    (shard,) = predictor.shards(pd.DataFrame({"image": [content]}), 1)
+    (record,) = predictor.read(shard)
+    sample = predictor.prepare(record)
+    method: Literal["rollout", "gradcam"] = (
+        "rollout" if "rollout" in methods_for(predictor.model) else "gradcam"
+    )
+    heat = explain(predictor.model, sample[None], method)
+    out = io.BytesIO()
+    drawn = overlay(pixels(sample, predictor.preprocessing), heat.numpy())
+    Image.fromarray(drawn).resize((SIDE, SIDE * drawn.shape[0] // drawn.shape[1])).save(out, "PNG")
+    return out.getvalue()
 
 
 def find_class(text: str, labels: Sequence[str]) -> int:

@@ -74,11 +74,12 @@ while spent < 60 * minutes:
         spent += time.process_time() - now
         if spent >= next_time or spent >= 60 * minutes:
             next_time += 60 * every
-            found = figures(valid)
+            found, tested = figures(valid), figures(test)
             print(f"{spent / 60:6.1f} min  step {steps:6d}  epoch {steps / len(train):6.2f}  validation"
-                  f" NDCG@10 {found[0]:.4f} HR@10 {found[1]:.4f} MRR {found[2]:.4f}", flush=True)
+                  f" NDCG@10 {found[0]:.4f}  test {tested[0]:.4f} HR@10 {tested[1]:.4f} MRR {tested[2]:.4f}",
+                  flush=True)
             if best is None or found[0] > best[0]:
-                best = (found[0], spent / 60, figures(test))
+                best = (found[0], spent / 60, tested)
             if spent >= 60 * minutes:
                 break
 print(f"recbole {recbole.__version__}, torch {torch.__version__}, {dataset.item_num - 1} items,"
