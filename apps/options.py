@@ -53,6 +53,7 @@ SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
         "seen": (str, "WHAT", "items of a user's history: leave_out (default) or keep"),
         "allow": (str, "FILE", "an item a line: only these are recommended"),
         "deny": (str, "FILE", "an item a line: none of these is"),
+        "items": (str, "FILE", "of a model of texts: a table of items; new ones are recommended, too"),
         "unknown": (str, "WHAT", "a user without a known item: error (default), popular or skip"),
         "bad_rows": (str, "WHAT", "rows without user, item or time: error (default) or skip"),
     },

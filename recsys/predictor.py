@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyheads.core import predictor as core
@@ -22,12 +23,15 @@ from manyheads.core.predictor import Row
 from manyheads.recsys.logs import Numbers, Rules, read_log
 from manyheads.recsys.models.bert4rec import BERT4Rec
 from manyheads.recsys.models.encoder import FIRST, Packed, starts_of
+from manyheads.recsys.models.recformer import Recformer
 from manyheads.recsys.models.sasrec import SASRec
 from manyheads.recsys.popularity import popularity
 from manyheads.recsys.preprocessing import Preprocessing
 from manyheads.recsys.retrieval import NONE, Factors, Pairs, Top, allowed_items, top_k
+from manyheads.recsys.scorers import ByNumber, ByText, Scorer
 from manyheads.recsys.sequences import Sequences
 from manyheads.recsys.tables import Source, list_files
+from manyheads.recsys.text_preprocessing import TextPreprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +57,8 @@ class Options:
         allow: A text file with an item a line: only these are recommended. Empty for all.
         deny: A text file with an item a line: none of these is. Ids that the model does not know are passed
             over in both.
+        items: Of a model of texts: a table of items (CSV, parquet). Those that the model does not know are
+            recommended by their texts, and read in histories. Empty for none.
         unknown: What is done with a user in whose history the model knows no item: an "error" (a bad record),
             what is "popular" (its score is the share of training's events), or no rows ("skip").
         bad_rows: A row of the log without user, item or time is an "error", or left out ("skip").
@@ -65,6 +71,7 @@ class Options:
     seen: str = "leave_out"
     allow: str = ""
     deny: str = ""
+    items: str = ""
     unknown: str = "error"
     bad_rows: str = "error"
 
@@ -130,9 +137,14 @@ class Predictor:
     comes first that training knew first.
 
     Args:
-        model: A BERT4Rec or a SASRec.
+        model: A BERT4Rec, a SASRec, or, with texts, a Recformer.
         preprocessing: Of its folder.
         options: What is recommended.
+        texts: Of its folder, where the model reads items.
+
+    Raises:
+        DataError: The table of items cannot be used.
+        UsageError: There is no such table, or the model reads none.
     """
 
     batch_size = 256
@@ -145,11 +157,16 @@ class Predictor:
     }
 
     def __init__(
-        self, model: BERT4Rec | SASRec, preprocessing: Preprocessing, options: Options | None = None
+        self,
+        model: BERT4Rec | SASRec | Recformer,
+        preprocessing: Preprocessing,
+        options: Options | None = None,
+        texts: TextPreprocessing | None = None,
     ) -> None:
-        self.model, self.preprocessing = model.eval(), preprocessing
+        self.model, self.preprocessing, self.texts = model.eval(), preprocessing, texts
         self.options = Options() if options is None else options
-        self.ids = preprocessing.item_ids
+        self.scorer = self._scorer()
+        self.ids = self.scorer.ids
         self._held: Held | None = None
 
     @classmethod
@@ -160,17 +177,32 @@ class Predictor:
             DataError: The folder's preprocessing does not fit the model.
         """
         preprocessing = Preprocessing.from_json(config.preprocessing)
-        if not isinstance(model, BERT4Rec | SASRec):
+        if not isinstance(model, BERT4Rec | SASRec | Recformer):
             raise DataError(f"{config.name} is no recommender of histories")
-        known = len(preprocessing.item_ids)
+        known, texts = len(preprocessing.item_ids), None
         if known != model.num_items:
             raise DataError(f"the model folder lists {known} items, its model has {model.num_items}")
-        return cls(model, preprocessing)
+        if isinstance(model, Recformer):
+            texts = TextPreprocessing.from_json(config.preprocessing, known)
+            texts.check(model.longformer.sizes)
+        return cls(model, preprocessing, texts=texts)
+
+    def _scorer(self) -> Scorer:
+        known, path = self.preprocessing.item_ids, self.options.items
+        if isinstance(self.model, Recformer):
+            assert self.texts is not None
+            return ByText(self.model, known, self.texts, path)
+        if path:
+            raise UsageError("--items is for models that read texts")
+        return ByNumber(self.model, known)
 
     @property
     def settings(self) -> dict[str, str | int]:
         """The options by name."""
-        return dict(vars(self.options))
+        found = dict(vars(self.options))
+        if self.texts is None:
+            del found["items"]
+        return found
 
     def configure(self, settings: core.Settings) -> Predictor:
         """Return this model's predictor with other options.
@@ -182,6 +214,7 @@ class Predictor:
             self.model,
             self.preprocessing,
             replace(self.options, **cast(dict[str, Any], dict(settings))),
+            self.texts,
         )
         _ = found.allowed  # says what is wrong with the lists
         return found
@@ -191,6 +224,12 @@ class Predictor:
         """Items that may be recommended; None for all."""
         lists = [self._listed(path) if path else None for path in (self.options.allow, self.options.deny)]
         return allowed_items(len(self.ids), *lists)
+
+    @cached_property
+    def _counts(self) -> NDArray[np.int64]:
+        """How often each item was chosen in training, a new one never."""
+        counts = self.preprocessing.counts
+        return np.pad(counts, (0, len(self.ids) - len(counts)))
 
     def _listed(self, path: str) -> Tensor:
         """Return the numbers of a file's items."""
@@ -220,12 +259,14 @@ class Predictor:
             DataError: The log cannot be used.
             UsageError: There is no such source.
         """
+        self.scorer.check()
         users, source = len(self._sequences(cast(Source, source))), cast(Source, source)
         return [Shard(source, first, min(first + size, users)) for first in range(0, users, size)]
 
     def named_files(self, source: core.Source) -> Iterator[str]:
-        """Yield the lists of items: rows depend on what they say."""
-        return iter([path for path in (self.options.allow, self.options.deny) if path])
+        """Yield the lists and the table of items: rows depend on what they say."""
+        of = self.options
+        return iter([path for path in (of.allow, of.deny, of.items) if path])
 
     def read(self, shard: Shard) -> Iterator[Record]:
         """Yield a shard's users."""
@@ -277,23 +318,19 @@ class Predictor:
         k, allowed = self.options.top_k, self.allowed
         found = Top(torch.full((batch.size, k), NONE), torch.full((batch.size, k), -torch.inf))
         if len(batch.by_model):
-            device = self.model.items().weight.device
+            device = self.scorer.device
             histories = Packed(*(each.to(device) for each in batch.histories))
             seen = Pairs(*(each.to(device) for each in batch.seen))
-            factors = Factors(self.model.queries(histories).float(), *self._items())
+            factors = Factors(self.scorer.queries(histories), *self.scorer.items())
             left_out = seen if self.options.seen == "leave_out" else None
             best = top_k(factors, k, left_out, None if allowed is None else allowed.to(device))
             _put(found, batch.by_model, best)
         if len(batch.popular):
-            counts = self.preprocessing.counts
+            counts = self._counts
             best = top_k(popularity(counts, 1), k, allowed=allowed)
             share = (best.scores / max(1, counts.sum())).float()
             _put(found, batch.popular, Top(best.items, share))
         return found
-
-    def _items(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.model.items()
-        return weight.float(), None if bias is None else bias.float()
 
     def rows(self, outputs: Top, records: Sequence[Record]) -> list[Row]:
         """Make a row an item, a user's best first."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manyheads.core.errors import DataError
 from manyheads.recsys.item_table import Item
+from manyheads.recsys.models.text_encoder import TextSizes
 from manyheads.recsys.texts import ItemTexts, TextTokens, item_texts
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,20 @@ class TextPreprocessing:
     tokens: TextTokens
     cut: TextCut
     items: ItemTexts | None
+
+    def check(self, sizes: TextSizes) -> None:
+        """Look whether a model has room for such texts.
+
+        Raises:
+            DataError: It has not.
+        """
+        for name, found, room in (
+            ("tokens of the vocabulary", len(self.tokens), sizes.vocab_size),
+            ("items of a history", self.cut.max_items, sizes.max_items),
+            ("tokens of a text", self.cut.max_tokens, sizes.max_tokens),
+        ):
+            if found > room:
+                raise DataError(f"the model folder has {found} {name}, its model {room}")
 
     def texts(self, items: Sequence[Item]) -> ItemTexts:
         """Cut items into tokens.
