@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manyheads.core.ops.local_attention import short
 from manyheads.core.ops.local_attention.pieces import Piece, Share, pieces
 
 
@@ -24,9 +25,11 @@ def forward(
     scale: float,
 ) -> Tensor:
     """Return the output `[B, N, H, D]`; `top` are the rows of the global tokens."""
+    if short.takes(q.shape[1], window):
+        return _placed(short.forward(q, k, v, index, mask, window, scale), index, mask, top)
     out = torch.empty(q.shape, dtype=q.dtype)
     cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
-    hidden, dead = _hidden(q, index, mask)
+    hidden, _ = _hidden(q, index, mask)
 
     for batch, result in enumerate(out):
         share = Share.of(q, k, v, index, batch, scale)
@@ -34,11 +37,16 @@ def forward(
         _forward_of(share, cut, None if hidden is None else hidden[batch], own)
         if own is not result:
             result.copy_(own)
-        if dead is not None:
-            result.masked_fill_(dead[batch, :, None, None], 0.0)
-        if index is not None and top is not None:
-            used = index[batch] >= 0
-            result[index[batch][used]] = top[batch, used]
+    return _placed(out, index, mask, top)
+
+
+def _placed(out: Tensor, index: Tensor | None, mask: Tensor | None, top: Tensor | None) -> Tensor:
+    """Put in place what needs no computing: zeros at masked tokens, the global tokens' rows."""
+    if mask is not None:
+        out.masked_fill_(~mask[..., None, None], 0.0)
+    if index is not None and top is not None:
+        batch, group = (index >= 0).nonzero(as_tuple=True)
+        out[batch, index[batch, group]] = top[batch, group]
     return out
 
 
@@ -74,12 +82,14 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; rows of global tokens have none here."""
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
     hidden, dead = _hidden(q, index, mask)
     if index is not None:
         known = torch.zeros(q.shape[:2], dtype=torch.bool) if dead is None else dead.clone()
         dead = _mark(known, index)
+    if short.takes(q.shape[1], window):
+        return short.backward(grad, q, k, v, index, mask, dead, window, scale)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    cut = pieces(q.shape[1], window, 0 if index is None else index.shape[1])
 
     for batch in range(len(q)):
         share = Share.of(q, k, v, index, batch, scale)
