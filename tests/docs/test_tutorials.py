@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from manyheads.apps import checking, cli, options
 from manyheads.apps.options import configs
@@ -46,6 +47,12 @@ def test_commands_and_their_options_exist(page):
             if named and not all(name in configs(command) for name in named):
                 continue  # a file of the reader's
             checking.check(command, rest)
+
+
+def test_the_core_in_python():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (block,) = (text for kind, text in BLOCK.findall(text) if kind == "python")
+    exec(compile(block, "architecture.md", "exec"), {})
 
 
 def test_pages_have_commands():
@@ -95,3 +102,13 @@ def test_the_recipe_of_a_model_works(tmp_path):
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert (copy / "runs/straight/model/model.safetensors").is_file()
+
+
+def test_the_figures_of_the_readme_are_those_of_the_pages():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for figure in yaml.safe_load((ROOT / "docs" / "figures.yaml").read_text(encoding="utf-8")):
+        shown = f"| {figure['metric']} {figure['ours']} | {figure['published']} |"
+        assert f"| {figure['model']} | {figure['data']} {shown}" in text, figure
+        domain, _, family = figure["family"].partition("/")
+        assert (ROOT / domain / "models" / f"{family}.py").is_file(), figure
+        assert not figure["config"] or figure["config"] in configs(domain), figure
