@@ -302,6 +302,7 @@ def _open(
         job = before
     else:
         jobfolder.write_job(store, job)
+    staged = given.staging_of(options.inputs, store)
     return Task(
         model=options.model,
         identity=identity,
@@ -313,6 +314,7 @@ def _open(
         threads=job["threads"],
         fingerprint=job["fingerprint"],
         settings=settings_of(predictor),
+        renamed=() if staged is None else staged.renamed,
         fault=fault,
     )
 

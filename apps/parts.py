@@ -87,6 +87,8 @@ class Task:
         threads: Threads of torch in each process; part of the job, for sums depend on them in the last bit.
         fingerprint: The job's.
         settings: What the predictor is configured with.
+        renamed: What stands for the beginning of a path, in the reasons against records: the addresses of
+            inputs that were copied here.
         fault: Called at the steps of the protocol, for tests that end the process there.
     """
 
@@ -100,6 +102,7 @@ class Task:
     threads: int
     fingerprint: str
     settings: Settings = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
     fault: Fault | None = None
 
     def part(self, index: int) -> str:
@@ -293,7 +296,7 @@ def _write(
     with Part(written, predictor.columns) as part, lines.open("wb") as bad_file:
         for rows, bad, taken in run(predictor, predictor.read(shard), task.batch_size, spent):
             part.write([carried.replace(row) for row in rows])
-            for line in map(_line, bad):
+            for line in (_line(each, task.renamed) for each in bad):
                 bad_file.write(line)
                 digest.update(line)
             counts += Counts(taken, len(rows), len(bad))
@@ -305,8 +308,11 @@ def _write(
     return counts
 
 
-def _line(bad: Bad) -> bytes:
-    return (json.dumps({"id": bad.id, "reason": bad.reason}, ensure_ascii=False) + "\n").encode()
+def _line(bad: Bad, renamed: Sequence[tuple[str, str]]) -> bytes:
+    reason = bad.reason
+    for path, address in renamed:
+        reason = reason.replace(path, address)
+    return (json.dumps({"id": bad.id, "reason": reason}, ensure_ascii=False) + "\n").encode()
 
 
 def read_counts(task: Task, index: int) -> Counts | None:

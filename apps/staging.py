@@ -102,6 +102,12 @@ class Staged:
         with self._alone():
             self._copy(wanted, quiet=True)
 
+    @property
+    def renamed(self) -> tuple[tuple[str, str], ...]:
+        """The beginnings of the copies' paths, each with that of the addresses that it stands for."""
+        schemes = sorted({self._scheme(address) for address in self.addresses})
+        return tuple((f"{self.root}/{scheme}/", f"{scheme}://") for scheme in schemes)
+
     def has(self, path: str) -> bool:
         """Whether a path is one of the copies'."""
         return Path(path).is_relative_to(self.root)
