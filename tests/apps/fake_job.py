@@ -13,9 +13,26 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from manyheads.apps import locks
 from manyheads.apps.jobs import JobOptions, run_job
 from manyheads.core.errors import BadRecord, ManyheadsError
 from manyheads.core.predictor import File
+
+
+class Disk(LocalFileSystem):
+    """A folder of this machine as if it lay elsewhere, and one that shows files while they are written."""
+
+    protocol = "disk"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return LocalFileSystem._strip_protocol(str(path).removeprefix("disk://"))
+
+
+fsspec.register_implementation("disk", Disk, clobber=True)
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,8 @@ def main():
     fault = options.pop("fault", None)
     marker = options.pop("marker", None)
     limit = options.pop("file_limit", None)
+    locks.BEAT_S = options.pop("beat", locks.BEAT_S)
+    locks.SETTLE_S = min(locks.SETTLE_S, locks.BEAT_S)
     if limit is not None:
         import resource
 
