@@ -133,7 +133,7 @@ class _Part:
     def _continue(self) -> None:
         """Take up a part of an earlier call, if it is one of the same file."""
         try:
-            known = json.loads(self.side.read_bytes()) if not self.side.is_symlink() else None
+            known = {} if self.side.is_symlink() else json.loads(self.side.read_bytes())
             same = isinstance(known, dict) and all(known.get(key) == value for key, value in self._about())
             if not same or not self.path.is_file() or self.path.is_symlink():
                 raise ValueError

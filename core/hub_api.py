@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from typing import cast
 
 from manyheads.core.download import Wanted
 from manyheads.core.errors import ManyheadsError, UsageError
@@ -187,7 +188,7 @@ def _file(entry: Json) -> Remote | None:
         return None
     large = entry.get("lfs")
     path, size, name = entry.get("path"), entry.get("size"), entry.get("oid")
-    sha256 = None
+    sha256: Json = None
     if large is not None:
         if not isinstance(large, dict):
             raise Wrong(f"the entry of {str(path)[:80]!r} is none")
@@ -198,7 +199,7 @@ def _file(entry: Json) -> Remote | None:
         raise Wrong(f"the entry of {str(path)[:80]!r} is none")
     if type(size) is not int or not 0 <= size < 1 << 50:
         raise Wrong(f"{path[:80]!r} has the size {str(size)[:30]}")
-    return Remote(path, size, name, sha256)
+    return Remote(path, size, name, cast("str | None", sha256))
 
 
 def _next(address: str, received: Message) -> str | None:

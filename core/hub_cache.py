@@ -167,7 +167,7 @@ def read_record(folder: Path) -> Record | None:
 def _checked(found: Json) -> Record:
     if not isinstance(found, dict):
         raise Wrong("not an object")
-    kinds = {"reference": str, "commit": str, "endpoint": str, "files": dict, "dialect": str}
+    kinds: dict[str, type] = {"reference": str, "commit": str, "endpoint": str, "files": dict, "dialect": str}
     kinds |= {"options": dict, "licence": str, "version": int}
     if found.keys() != kinds.keys() or not all(isinstance(found[key], kinds[key]) for key in kinds):
         raise Wrong("not its keys")

@@ -149,7 +149,7 @@ def _ask(address: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise Broken(f"{host(address)}: {reason}" if str(reason) else f"{host(address)}: cut off") from error
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _words(response: urllib.error.HTTPError) -> str:
