@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import HEADER, Row, as_json, machine, measure
+from benchmarks.measure import HEADER, Note, Row, Said, as_json, machine, measure
 
 TABLES = {
     "core": (
@@ -39,6 +39,7 @@ TABLES = {
     "timeseries": ("timeseries",),
     "lagged": ("lagged",),
     "graph": ("graph",),
+    "recsys": ("recsys_data", "recsys_models", "recsys_retrieval"),
     "speech": ("mossformer", "paraformer"),
     "vision": ("vision", "vim"),
 }
@@ -66,10 +67,13 @@ def main() -> int:
     facts = machine() | ({"clock": "CPU time"} if options.cpu_time else {})
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print("ratio = peer / ours, medians, float32 unless said; below 1 we lose\n" + HEADER)
-    rows: list[Row] = []
+    rows: list[Row | Said] = []
     for name in options.only or names:
         for case in importlib.import_module(f"benchmarks.{name}").cases(options.device):
-            rows.append(measure(case, options.seconds, options.cpu_time))
+            if isinstance(case, Note):
+                rows.append(Said(case.name, case.shape, *case.say(options.seconds)))
+            else:
+                rows.append(measure(case, options.seconds, options.cpu_time))
             print(rows[-1].line(), flush=True)
     if not options.no_save and options.only is None:
         store(options.table, options.device, facts, rows)
@@ -78,7 +82,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def store(table: str, device: str, facts: dict[str, str | int], rows: list[Row]) -> None:
+def store(table: str, device: str, facts: dict[str, str | int], rows: list[Row | Said]) -> None:
     """Write the rows beside the earlier tables'."""
     RESULTS.mkdir(exist_ok=True)
     found = {"date": datetime.date.today().isoformat(), "machine": facts, "rows": as_json(rows)}

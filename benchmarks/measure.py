@@ -37,6 +37,7 @@ class Case:
             value; printed, and refused above `tolerance`.
         tolerance: The largest difference that still counts as the same result.
         memory: The largest share of the peer's peak memory; None where none is set.
+        rounds: The least number of rounds; calls that take minutes need few, and below 7 no warming up.
     """
 
     name: str
@@ -48,6 +49,41 @@ class Case:
     difference: Callable[[], float] | None = None
     tolerance: float = 1e-4
     memory: float | None = None
+    rounds: int = 7
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line that compares nothing: a figure by itself, or why a peer is not measured.
+
+    Attributes:
+        name: As a case's.
+        shape: As a case's.
+        say: Says it, and whether it is as it should be; takes the seconds that a line may take.
+    """
+
+    name: str
+    shape: str
+    say: Callable[[float], tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a note said."""
+
+    name: str
+    shape: str
+    text: str
+    met: bool
+
+    def line(self) -> str:
+        """The row of the printed table."""
+        return f"{self.name:<44} {self.shape:<34} {'' if self.met else 'MISSED: '}{self.text}"
+
+
+def missing(name: str, shape: str, peer: str) -> Note:
+    """Return the line of a peer that is not installed."""
+    return Note(name, shape, lambda _: (f"not measured: {peer} is not installed here", True))
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,7 @@ def measure(case: Case, seconds: float = 6.0, cpu_time: bool = False) -> Row:
             f"{case.name}: differs from its peer by {difference:.1e}, above {case.tolerance}"
         )
     clock = time.process_time if cpu_time else time.perf_counter
-    ours, theirs = _medians(case.ours, case.theirs, seconds, clock)
+    ours, theirs = _medians(case, seconds, clock)
     used = (None, None) if case.memory is None else (peak_bytes(case.ours), peak_bytes(case.theirs))
     met = case.target is None or theirs / ours >= case.target
     if case.memory is not None:
@@ -120,12 +156,12 @@ def measure(case: Case, seconds: float = 6.0, cpu_time: bool = False) -> Row:
     )
 
 
-def _medians(ours: Step, theirs: Step, seconds: float, clock: Callable[[], float]) -> tuple[float, float]:
-    steps, times = (ours, theirs), ([], [])  # type: ignore[var-annotated]
-    for step in steps * 2:
+def _medians(case: Case, seconds: float, clock: Callable[[], float]) -> tuple[float, float]:
+    steps, times = (case.ours, case.theirs), ([], [])  # type: ignore[var-annotated]
+    for step in steps * 2 if case.rounds >= 7 else ():
         step()
     start, number = time.perf_counter(), 0
-    while number < 7 or (time.perf_counter() - start < seconds and number < 300):
+    while number < case.rounds or (time.perf_counter() - start < seconds and number < 300):
         for which in random.Random(number).sample((0, 1), 2):
             times[which].append(_milliseconds(steps[which], clock))
         number += 1
@@ -143,9 +179,10 @@ def _milliseconds(step: Step, clock: Callable[[], float]) -> float:
     return (clock() - start) * 1e3
 
 
-def peak_bytes(step: Step) -> int:
+def peak_bytes(step: Step, warm: bool = True) -> int:
     """How far a call raises the process's memory above where it stood (Linux; resident bytes)."""
-    step()
+    if warm:
+        step()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
@@ -218,6 +255,6 @@ def machine() -> dict[str, str | int]:
     return facts
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:
+def as_json(rows: Sequence[Row | Said]) -> list[dict[str, object]]:
     """The rows as plain values."""
     return [asdict(row) for row in rows]
