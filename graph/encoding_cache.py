@@ -14,7 +14,7 @@ from torch import Tensor
 
 from manyheads.core.files import commit, flush, temporary
 
-VERSION = 1  # raised where an encoding changes its numbers
+VERSION = 2  # raised where an encoding changes its numbers
 
 
 def cached(

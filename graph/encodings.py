@@ -82,7 +82,8 @@ def laplacian_spectrum(edge_index: Tensor, starts: Tensor, k: int) -> Spectrum:
     small = torch.zeros_like(values[:, 0], dtype=torch.bool)
     if edge_index.is_cpu and numba_installed():
         small = starts.diff() <= SMALL
-        _small_spectra(edge_index, starts, small, found)
+        if bool(small.any()):
+            _small_spectra(edge_index, starts, small, found)
     large = starts.diff() > LARGEST
     if bool(large.any()):
         _large_spectra(edge_index, starts, large, found)
@@ -100,18 +101,17 @@ def _small_spectra(edge_index: Tensor, starts: Tensor, small: Tensor, found: Spe
     first = torch.searchsorted(owner, torch.arange(starts.shape[0]))
     a, b, c, d = (x.numpy() for x in (source, target, first, starts.long()))
     values, vectors = found.values.numpy(), found.vectors.numpy()
-    # runs of small graphs, each cut into parts
-    ends = torch.nn.functional.pad(small.int(), (1, 1)).diff()
+    sizes = starts.diff()
+    graphs = (small & (sizes > 1)).nonzero().flatten()
+    # like sizes side by side: a kernel takes eight graphs at a time
+    groups = graphs[sizes[graphs].argsort(descending=True, stable=True)].split(8)
     failed = []
 
-    def part(low: int, high: int) -> None:
-        failed.append(spectra(a, b, c, d, low, high, values, vectors))
+    def part(own: Tensor) -> None:
+        failed.append(spectra(a, b, c, d, own.numpy(), values, vectors))
 
-    for low, high in zip(
-        (ends > 0).nonzero().flatten().tolist(), (ends < 0).nonzero().flatten().tolist(), strict=True
-    ):
-        step = max(1, -(-(high - low) // parallel.workers()))
-        parallel.run([partial(part, i, min(i + step, high)) for i in range(low, high, step)])
+    count = parallel.workers()
+    parallel.run([partial(part, torch.cat(own)) for i in range(count) if (own := groups[i::count])])
     assert not any(failed), "a Laplacian's spectrum did not converge"
 
 

@@ -1,203 +1,226 @@
 """Spectra of small graphs, compiled by numba: for a matrix of 23 rows LAPACK's calls cost more than the sums.
 
 Householder reflections make the Laplacian tridiagonal, implicit QL sweeps make that diagonal (EISPACK's tred2
-and tql2), and the reflections are taken back for the wanted vectors alone. Rows are padded to eights, and
-inner loops run over two rows at most, given as rows: that is what the compiler makes vectors of.
+and tql2), and the reflections are taken back for the wanted vectors alone. Eight graphs of like sizes go side
+by side, one in each lane (`core.lanes`): entry (i, j) of their matrices is row i * n + j of an array, n being
+the largest one's nodes. What lies behind a smaller graph's last node changes nothing of it, to the bit.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# ruff: noqa: PLR0912
 
 from __future__ import annotations
 
 import numpy as np
 
 from manyheads.core.jit import kernel
+from manyheads.core.lanes import COUNT, absolute, any_of, choose, empty, equal, load, spread, sqrt, store
 
 SWEEPS = 60  # for one eigenvalue; two are usual
 TINY = 1e-13  # off-diagonal entries below are zero: the spectrum lies in 0..2
+NOTHING = 1e-200  # the square of a length below which it is zero
 
 
 @kernel
-def spectra(source, target, first, starts, low, high, values, vectors):
-    """The second to (k + 1)-th eigenpairs of graphs low..high; how many of them did not converge.
+def spectra(source, target, first, starts, graphs, values, vectors):
+    """The second to (k + 1)-th eigenpairs of these graphs; how many eights of them did not converge.
 
-    The edges of graph g are first[g]..first[g + 1]. Graphs of fewer than two nodes, or more than the scratch
-    holds, are passed over by the caller's choice of low and high.
+    The edges of graph g are first[g]..first[g + 1]. Graphs have two nodes at least; those of
+    like sizes should follow each other.
     """
-    most = 0
-    for g in range(low, high):
+    k, failed, most = values.shape[1], 0, 0
+    for g in graphs:
         most = max(most, starts[g + 1] - starts[g])
-    width = (most + 7) // 8 * 8
-    a, z = np.empty((width, width)), np.empty((width, width))
-    d, e, tau, v, w = np.empty(width), np.empty(width), np.empty(width), np.empty(width), np.empty(width)
-    failed = 0
-    for g in range(low, high):
-        n = starts[g + 1] - starts[g]
-        if n < 2:
-            continue
-        _laplacian(source, target, first[g], first[g + 1], starts[g], n, a, d)
+    a, z, u = empty(most * most), empty(most * most), empty(most * k)
+    d, e, tau, v, w = empty(most), empty(most), empty(most), empty(most), empty(most)
+    which, lowest = empty(k), empty(k)
+    for begin in range(0, graphs.size, COUNT):
+        own = graphs[begin : begin + COUNT]
+        n = 0
+        for g in own:
+            n = max(n, starts[g + 1] - starts[g])
+        _laplacian(source, target, first, starts, own, n, a, d)
         _tridiagonal(a, n, d, e, tau, v, w)
         if not _diagonal(z, n, d, e):
             failed += 1
             continue
-        _give(a, z, n, d, tau, v, values[g], vectors[starts[g] : starts[g + 1]])
+        _choose_lowest(starts, own, n, k, d, which, lowest)
+        _take_back(a, z, n, k, tau, which, u)
+        for t in range(own.size):
+            node, size = starts[own[t]], starts[own[t] + 1] - starts[own[t]]
+            for column in range(min(k, size - 1)):
+                values[own[t], column] = lowest[column, t]
+                for i in range(size):
+                    vectors[node + i, column] = u[i * k + column, t]
     return failed
 
 
 @kernel
-def _laplacian(source, target, begin, end, node, n, a, d):
-    """The normalised Laplacian in a, rows padded with zeros."""
-    eights = (n + 7) // 8 * 8
+def _laplacian(source, target, first, starts, own, n, a, d):
+    """The upper halves of the normalised Laplacians in a."""
+    a[: n * n] = 0.0
+    d[:n] = 0.0
+    for t in range(own.size):
+        node = starts[own[t]]
+        for x in range(first[own[t]], first[own[t] + 1]):
+            i, j = source[x] - node, target[x] - node
+            if i != j:
+                a[min(i, j) * n + max(i, j), t] -= 0.5
+                d[i, t] += 0.5
+                d[j, t] += 0.5
     for i in range(n):
-        d[i] = 0.0
-        for j in range(eights):
-            a[i, j] = 0.0
-    for x in range(begin, end):
-        i, j = source[x] - node, target[x] - node
-        if i != j:
-            a[i, j] -= 0.5
-            a[j, i] -= 0.5
-            d[i] += 0.5
-            d[j] += 0.5
+        degree = load(d, i)
+        store(d, i, choose(degree > 0.0, 1.0 / sqrt(degree), spread(0.0)))
     for i in range(n):
-        d[i] = 1.0 / np.sqrt(d[i]) if d[i] > 0.0 else 0.0
-    for i in range(n):
-        scale = d[i]
-        for j in range(n):
-            a[i, j] *= scale * d[j]
-        a[i, i] = 1.0
+        scale = load(d, i)
+        for j in range(i + 1, n):
+            store(a, i * n + j, load(a, i * n + j) * scale * load(d, j))
+        store(a, i * n + i, spread(1.0))
 
 
 @kernel
 def _tridiagonal(a, n, d, e, tau, v, w):
     """Diagonal d, off-diagonal e (e[i] beside d[i]); reflections stay in a's rows right of the diagonal."""
-    eights = (n + 7) // 8 * 8
+    zero = spread(0.0)
     for j in range(n - 2):
-        total = 0.0
+        total = zero
         for i in range(j + 2, n):
-            total += a[j, i] * a[j, i]
-        head = a[j, j + 1]
-        d[j] = a[j, j]
-        if total == 0.0:
-            tau[j] = 0.0
-            e[j] = head
-            continue
-        mu = np.sqrt(head * head + total)
-        lead = head - mu if head <= 0.0 else -total / (head + mu)
-        tau[j] = 2.0 * lead * lead / (total + lead * lead)
-        e[j] = mu
-        begin = (j + 1) // 8 * 8
-        for i in range(begin, eights):
-            v[i] = 0.0
-            w[i] = 0.0
-        v[j + 1] = 1.0
+            x = load(a, j * n + i)
+            total = total + x * x
+        some = total > 0.0
+        head = load(a, j * n + j + 1)
+        mu = sqrt(head * head + total)
+        lead = choose(head > 0.0, (0.0 - total) / (head + mu), head - mu)
+        double = choose(some, 2.0 * lead * lead / (total + lead * lead), zero)
+        scale = choose(some, 1.0 / lead, zero)
+        store(d, j, load(a, j * n + j))
+        store(e, j, choose(some, mu, head))
+        store(tau, j, double)
+        store(v, j + 1, spread(1.0))
+        store(w, j + 1, zero)
         for i in range(j + 2, n):
-            v[i] = a[j, i] / lead
+            store(v, i, load(a, j * n + i) * scale)
+            store(w, i, zero)
+        for i in range(j + 1, n):  # w = a v, by the upper half
+            one, row = load(v, i), load(a, i * n + i) * load(v, i)
+            for q in range(i + 1, n):
+                x = load(a, i * n + q)
+                store(w, q, load(w, q) + one * x)
+                row = row + x * load(v, q)
+            store(w, i, load(w, i) + row)
+        dot = zero
         for i in range(j + 1, n):
-            scale, row = v[i], a[i]
-            for q in range(begin, eights):
-                w[q] += scale * row[q]
-        dot = 0.0
+            x = load(w, i) * double
+            store(w, i, x)
+            dot = dot + x * load(v, i)
+        dot = 0.5 * dot * double
         for i in range(j + 1, n):
-            w[i] *= tau[j]
-            dot += w[i] * v[i]
-        dot *= 0.5 * tau[j]
-        for i in range(begin, j + 1):
-            w[i] = 0.0
+            store(w, i, load(w, i) - dot * load(v, i))
         for i in range(j + 1, n):
-            w[i] -= dot * v[i]
-        for i in range(j + 1, n):
-            one, two, row = v[i], w[i], a[i]
-            for q in range(begin, eights):
-                row[q] -= one * w[q] + two * v[q]
-        for i in range(j + 1, n):
-            a[j, i] = v[i]
-    d[n - 2] = a[n - 2, n - 2]
-    e[n - 2] = a[n - 2, n - 1]
-    d[n - 1] = a[n - 1, n - 1]
-    e[n - 1] = 0.0
+            one, two = load(v, i), load(w, i)
+            for q in range(i, n):
+                store(a, i * n + q, load(a, i * n + q) - one * load(w, q) - two * load(v, q))
+            store(a, j * n + i, one)
+    store(d, n - 2, load(a, (n - 2) * n + n - 2))
+    store(e, n - 2, load(a, (n - 2) * n + n - 1))
+    store(d, n - 1, load(a, (n - 1) * n + n - 1))
+    store(e, n - 1, zero)
 
 
 @kernel
 def _diagonal(z, n, d, e):
-    """Eigenvalues in d, in no order; the eigenvectors of the tridiagonal matrix in z's rows."""
-    fours = (n + 7) // 8 * 8
+    """Eigenvalues in d, in no order; the eigenvectors of the tridiagonal matrices in z's rows."""
+    zero, one = spread(0.0), spread(1.0)
+    for i in range(n * n):
+        store(z, i, zero)
     for i in range(n):
-        for j in range(fours):
-            z[i, j] = 0.0
-        z[i, i] = 1.0
-    for l in range(n):
-        m, stopped = l, False
+        store(z, i * n + i, one)
+    for l in range(n - 1):
         for sweep in range(SWEEPS + 1):
-            if sweep % 4 == 0 or stopped:  # where the matrix falls apart changes seldom
-                m = l
-                while m < n - 1 and abs(e[m]) > TINY:
-                    m += 1
-            if m == l or abs(e[l]) <= TINY:
+            # where each lane's matrix falls apart: it ends before, and lanes that end at l have nothing to do
+            m, end, corner, more = l, spread(float(l)), zero, absolute(load(e, l)) > TINY
+            begun = more
+            while any_of(more):
+                m += 1
+                end, corner = choose(more, spread(float(m)), end), choose(more, load(d, m), corner)
+                more = more & (absolute(load(e, m)) > TINY)
+            if m == l:
                 break
             if sweep == SWEEPS:
                 return False
-            g = (d[l + 1] - d[l]) / (2.0 * e[l])
-            r = np.sqrt(g * g + 1.0)
-            g = d[m] - d[l] + e[l] / (g + r if g >= 0.0 else g - r)
-            s, c, p = 1.0, 1.0, 0.0
-            stopped = False
+            g = (load(d, l + 1) - load(d, l)) / (2.0 * choose(begun, load(e, l), one))
+            r = sqrt(g * g + 1.0)
+            g = corner - load(d, l) + load(e, l) / choose(g < 0.0, g - r, g + r)
+            s, c, p = one, one, zero
             for i in range(m - 1, l - 1, -1):
-                f, b = s * e[i], c * e[i]
+                live = end > float(i)
+                f, b = s * load(e, i), c * load(e, i)
                 square = f * f + g * g
-                r = np.sqrt(square)
-                e[i + 1] = r
-                if square == 0.0:  # the matrix falls apart here
-                    d[i + 1] -= p
-                    e[m] = 0.0
-                    stopped = True
-                    break
-                # the root and the quotients side by side, not in turn
-                s, c = (f / square) * r, (g / square) * r
-                g = d[i + 1] - p
-                r = (d[i] - g) * s + 2.0 * c * b
-                p = s * r
-                d[i + 1] = g + p
-                g = c * r - b
-                upper, lower = z[i], z[i + 1]
-                for q in range(fours):
-                    above, below = upper[q], lower[q]
-                    lower[q] = s * above + c * below
-                    upper[q] = c * above - s * below
-            if not stopped:
-                d[l] -= p
-                e[l] = g
-                e[m] = 0.0
+                r = sqrt(square)
+                inner = choose(end > float(i + 1), r, zero)
+                store(e, i + 1, choose(live, inner, load(e, i + 1)))
+                apart = live & (square < NOTHING)  # the matrix falls apart here: the sweep ends
+                end = choose(apart, spread(-1.0), end)
+                live = end > float(i)
+                # the root and the quotient side by side, not in turn
+                part = 1.0 / choose(live, square, one) * r
+                sine, cosine = choose(live, f * part, zero), choose(live, g * part, one)
+                below = load(d, i + 1)
+                rest = below - p
+                r = (load(d, i) - rest) * sine + 2.0 * cosine * b
+                store(d, i + 1, choose(live, rest + sine * r, choose(apart, rest, below)))
+                g = choose(live, cosine * r - b, g)
+                s, c, p = choose(live, sine, s), choose(live, cosine, c), choose(live, sine * r, p)
+                for q in range(n):
+                    x, y = load(z, i * n + q), load(z, (i + 1) * n + q)
+                    store(z, (i + 1) * n + q, sine * x + cosine * y)
+                    store(z, i * n + q, cosine * x - sine * y)
+            live = end > float(l)
+            store(d, l, choose(live, load(d, l) - p, load(d, l)))
+            store(e, l, choose(live, g, load(e, l)))
     return True
 
 
 @kernel
-def _give(a, z, n, d, tau, v, values, vectors):
-    """Write the wanted pairs, each vector with its largest entry positive; all vectors at once."""
-    k = min(values.size, n - 1)
-    order = np.argsort(d[:n])
-    for column in range(k):
-        which = order[column + 1]
-        values[column] = d[which]
+def _choose_lowest(starts, own, n, k, d, which, lowest):
+    """The rows of the second to (k + 1)-th lowest eigenvalues, and these; d is used up."""
+    for t in range(own.size):
+        for i in range(starts[own[t] + 1] - starts[own[t]], n):
+            d[i, t] = np.inf
+    for column in range(-1, k):
+        least, place = spread(np.inf), spread(0.0)
         for i in range(n):
-            vectors[i, column] = z[which, i]
-    for j in range(n - 3, -1, -1):
-        for column in range(k):
-            v[column] = 0.0
-        for i in range(j + 1, n):
-            scale = a[j, i]
-            for column in range(k):
-                v[column] += scale * vectors[i, column]
-        for i in range(j + 1, n):
-            scale = a[j, i] * tau[j]
-            for column in range(k):
-                vectors[i, column] -= scale * v[column]
-    for column in range(k):
-        largest = 0.0
+            x = load(d, i)
+            lower = x < least
+            least, place = choose(lower, x, least), choose(lower, spread(float(i)), place)
         for i in range(n):
-            if abs(vectors[i, column]) > abs(largest):
-                largest = vectors[i, column]
-        if largest < 0.0:
+            store(d, i, choose(equal(place, spread(float(i))), spread(np.inf), load(d, i)))
+        if column >= 0:
+            store(which, column, place)
+            store(lowest, column, least)
+
+
+@kernel
+def _take_back(a, z, n, k, tau, which, u):
+    """The chosen eigenvectors in u's columns, each with its largest entry positive."""
+    for column in range(k):
+        for t in range(COUNT):
+            row = int(which[column, t]) * n
             for i in range(n):
-                vectors[i, column] = -vectors[i, column]
+                u[i * k + column, t] = z[row + i, t]
+    for j in range(n - 3, -1, -1):
+        double = load(tau, j)
+        for column in range(k):
+            dot = spread(0.0)
+            for i in range(j + 1, n):
+                dot = dot + load(a, j * n + i) * load(u, i * k + column)
+            dot = dot * double
+            for i in range(j + 1, n):
+                store(u, i * k + column, load(u, i * k + column) - load(a, j * n + i) * dot)
+    for column in range(k):
+        largest = spread(0.0)
+        for i in range(n):
+            x = load(u, i * k + column)
+            largest = choose(absolute(x) > absolute(largest), x, largest)
+        sign = choose(largest > 0.0, spread(1.0), spread(-1.0))
+        for i in range(n):
+            store(u, i * k + column, load(u, i * k + column) * sign)
