@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 CLASSES = 5  # bars of a picture's likeliest classes
 VOICES = 4  # players of separated speakers
 SHOWN = 12  # series that a picture of forecasts holds
+DIGITS = 4  # behind the point
 PAST = 3  # times the horizon, of the history in such a picture
 
 
@@ -49,13 +49,13 @@ def images(ask: Ask) -> None:
             button = gr.Button("Classify", variant="primary")
         with gr.Column():
             bars = gr.Label(label="Classes", num_top_classes=CLASSES)
-            seen = gr.Image(label="What it looks at", interactive=False)
+            seen = gr.Image(label="What it looks at", interactive=False, buttons=["download", "fullscreen"])
 
     async def run(path: str | None) -> tuple[dict[str, float], Any]:
         found = await ask(_blob("images", "image", path, "a picture"), {"top_k": CLASSES}, picture=True)
         return _chances(found), _picture(found)
 
-    button.click(run, given, [bars, seen], api_name=False)
+    button.click(run, given, [bars, seen], api_visibility="private")
 
 
 def _chances(found: Found) -> dict[str, float]:
@@ -80,12 +80,11 @@ def series(ask: Ask) -> None:
 
     with gr.Row():
         with gr.Column(scale=1):
-            given = gr.File(
-                label="CSV: unique_id, ds, y; or a date column and one a series", file_types=[".csv"]
-            )
+            gr.Markdown("Series as a CSV: `unique_id, ds, y`, or a date column and a column a series.")
+            given = gr.File(label="CSV", file_types=[".csv"])
             button = gr.Button("Forecast", variant="primary")
         with gr.Column(scale=2):
-            plot = gr.Plot(label="Forecasts")
+            plot = gr.Plot(label="Forecasts", show_label=False)
     rows = gr.Dataframe(label="Rows", interactive=False, max_height=320)
 
     async def run(path: str | None) -> tuple[Any, pd.DataFrame]:
@@ -94,7 +93,7 @@ def series(ask: Ask) -> None:
         frame = _frame(found)
         return _fan(content, frame), frame
 
-    button.click(run, given, [plot, rows], api_name=False)
+    button.click(run, given, [plot, rows], api_visibility="private")
 
 
 def _fan(content: bytes, forecasts: pd.DataFrame) -> Any:
@@ -139,7 +138,7 @@ def transcript(ask: Ask) -> None:
 
     with gr.Row():
         with gr.Column():
-            given = gr.Audio(label="Recording", type="filepath", sources=["upload", "microphone"])
+            given = _audio("Recording")
             how = gr.Radio(["silero", "energy", "none"], value="energy", label="How speech is found")
             button = gr.Button("Transcribe", variant="primary")
         with gr.Column():
@@ -155,7 +154,13 @@ def transcript(ask: Ask) -> None:
         made = [base64.b64decode(each).decode() for each in found.get("files", {}).values()]
         return " ".join(str(each) for each in kept.get("text", [])), "\n".join(made), kept
 
-    button.click(run, [given, how], [text, subtitles, rows], api_name=False)
+    button.click(run, [given, how], [text, subtitles, rows], api_visibility="private")
+
+
+def _audio(label: str) -> Any:
+    import gradio as gr
+
+    return gr.Audio(label=label, type="filepath", sources=["upload", "microphone"], buttons=["download"])
 
 
 def voices(ask: Ask) -> None:
@@ -164,10 +169,12 @@ def voices(ask: Ask) -> None:
 
     with gr.Row():
         with gr.Column():
-            given = gr.Audio(label="Mixture", type="filepath", sources=["upload", "microphone"])
+            given = _audio("Mixture")
             button = gr.Button("Separate", variant="primary")
         with gr.Column():
-            players = [gr.Audio(label=f"Speaker {i + 1}", visible=i < 2) for i in range(VOICES)]
+            players = [
+                gr.Audio(label=f"Speaker {i + 1}", visible=i < 2, buttons=["download"]) for i in range(VOICES)
+            ]
 
     async def run(path: str | None) -> list[Any]:
         import soundfile
@@ -179,7 +186,7 @@ def voices(ask: Ask) -> None:
             heard.append(gr.Audio(value=(rate, samples), label=Path(name).stem, visible=True))
         return heard + [gr.Audio(visible=False)] * (VOICES - len(heard))
 
-    button.click(run, given, players, api_name=False)
+    button.click(run, given, players, api_visibility="private")
 
 
 def molecules(ask: Ask) -> None:
@@ -201,7 +208,7 @@ def molecules(ask: Ask) -> None:
         good = [str(row["id"]) for row in found["rows"]]
         return _frame(found), "".join(_drawing(each) for each in good[:SHOWN])
 
-    button.click(run, given, [rows, drawn], api_name=False)
+    button.click(run, given, [rows, drawn], api_visibility="private")
 
 
 def _drawing(smiles: str) -> str:
@@ -236,7 +243,7 @@ def network(ask: Ask) -> None:
         ]
         return _frame(await ask(Graph("nodes", *tables)))
 
-    button.click(run, [nodes, edges], rows, api_name=False)
+    button.click(run, [nodes, edges], rows, api_visibility="private")
 
 
 def _columns(content: bytes) -> dict[str, list[Any]]:
@@ -267,14 +274,14 @@ def history(ask: Ask) -> None:
     async def run(text: str | None, top_k: int) -> pd.DataFrame:
         items = [line.strip() for line in (text or "").splitlines() if line.strip()]
         _need(items, "an item")
-        written = io.StringIO()
-        lines = csv.writer(written)
-        lines.writerow(("user_id", "item_id", "timestamp"))
-        lines.writerows(("you", item, place) for place, item in enumerate(items))
-        frame = _frame(await ask(Csv("csv", written.getvalue().encode()), {"top_k": int(top_k)}))
+        chosen = Table(
+            "interactions",
+            {"user_id": ["you"] * len(items), "item_id": list(items), "timestamp": list(range(len(items)))},
+        )
+        frame = _frame(await ask(chosen, {"top_k": int(top_k)}))
         return frame[[name for name in ("rank", "item_id", "score") if name in frame]]
 
-    button.click(run, [given, count], rows, api_name=False)
+    button.click(run, [given, count], rows, api_visibility="private")
 
 
 def table(ask: Ask) -> None:
@@ -288,7 +295,7 @@ def table(ask: Ask) -> None:
     async def run(path: str | None) -> pd.DataFrame:
         return _frame(await ask(Csv("csv", _content(path, "a CSV file"))))
 
-    button.click(run, given, rows, api_name=False)
+    button.click(run, given, rows, api_visibility="private")
 
 
 def _need(given: Sequence[object] | str | None, what: str) -> None:
@@ -311,4 +318,4 @@ def _blob(field: str, column: str, path: str | None, what: str) -> Blobs:
 def _frame(found: Found) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame(found["rows"])
+    return pd.DataFrame(found["rows"]).round(DIGITS)
