@@ -107,16 +107,17 @@ def wrong(kind: str, value: object) -> str:
     return f"takes {which}, not {text[:80]!r}{did_you_mean(text, known)}"
 
 
-def _check_config(file: Path, known: Mapping[str, str]) -> list[str]:
-    """Check a config's keys and values; returns the names of the model's arguments in it."""
-    arguments: list[str] = []
+def _check_config(file: Path, known: Mapping[str, str]) -> list[str] | None:
+    """Check a config's keys and values; returns the names of the model's arguments, if it has any to say."""
+    arguments: list[str] | None = None
 
     def walk(content: Mapping[object, object], prefix: str) -> None:
+        nonlocal arguments
         for key, value in content.items():
             name = f"{prefix}{key}".removesuffix("+")
             option = f"--{name}"
-            if option == ARGUMENTS and isinstance(value, Mapping):
-                arguments.extend(map(str, value))
+            if option == ARGUMENTS and (value is None or isinstance(value, Mapping)):
+                arguments = [str(argument) for argument in value or ()]
             elif option not in known:
                 close = did_you_mean(option, known).replace("--", "")
                 raise UsageError(f"{file}: unknown key {name!r}{close}")
