@@ -9,19 +9,15 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO
 
 from manyheads.core.catalog import DOMAINS, table
 from manyheads.core.errors import DataError, UsageError, did_you_mean
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from manyheads.core.network import Broken, Refused, open_address
 
 
 @dataclass(frozen=True)
@@ -149,29 +145,12 @@ def locate(name: str, progress: Callable[[int, int], None] | None = None) -> Pat
     return present(dataset) or download(dataset, progress)
 
 
-def _checked(address: str) -> str:
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise DataError(f"{address}: only https addresses are downloaded from")
-    return address
-
-
-class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect may not leave https either."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
-    ) -> urllib.request.Request | None:
-        return super().redirect_request(req, fp, code, msg, headers, _checked(newurl))  # type: ignore[arg-type]
-
-
 def _receive(file: File, partial: Path, progress: Callable[[int], None]) -> str:
     """Stream the address to a plain file, never more than the known size; returns its checksum."""
     assert file.address is not None
     digest, received = hashlib.sha256(), 0
     unpack = zlib.decompressobj(31) if file.address.endswith(".gz") else None
-    opener = urllib.request.build_opener(_CheckedRedirects)
-    with opener.open(_checked(file.address), timeout=60) as answer, partial.open("wb") as target:
+    with open_address(file.address).response as answer, partial.open("wb") as target:
         while block := answer.read(1 << 16):
             # One byte more than it should be is enough to see that it is too much, whatever it unpacks to.
             plain = unpack.decompress(block, file.size + 1 - received) if unpack else block
@@ -231,7 +210,7 @@ def _download(name: str, file: File, progress: Callable[[int], None]) -> None:
                 f"{file.sha256[:12]}...); nothing was kept"
             )
         partial.replace(target)
-    except (urllib.error.URLError, OSError, zlib.error) as error:
+    except (Broken, Refused, HTTPException, OSError, zlib.error) as error:
         raise DataError(
             f"data set {name!r} could not be downloaded from {file.address} ({error}); "
             f"put the file at {file.path} below a folder and set MANYHEADS_DATA to that folder"

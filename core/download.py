@@ -100,9 +100,10 @@ def download(
                 part.discard()
             elif isinstance(error, Refused) and error.status not in RETRIED:
                 raise
-            # Counted from the furthest point: a server without ranges that always breaks off gets nowhere.
-            tries = 1 if part.size >= reached + STEP else tries + 1
-            reached = max(reached, part.size)
+            # Counted from where it last got on: a server without ranges that always breaks off gets nowhere.
+            tries += 1
+            if part.size >= reached + STEP:
+                tries, reached = 1, part.size
             wait(tries, error)
         except OSError as error:
             raise ManyheadsError(f"cannot write {target.parent} ({error.strerror or error})") from error
@@ -152,7 +153,8 @@ class _Part:
     def _count(self, block: bytes) -> None:
         self.size += len(block)
         self.sha256.update(block)
-        self.git.update(block)
+        if self.wanted.sha256 is None:
+            self.git.update(block)
         if self.size > self.wanted.size:
             raise ValueError("too long")
 

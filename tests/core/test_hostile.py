@@ -439,7 +439,7 @@ def broken_downloads(fake_hub, tmp_path, count):
 
     kinds = {
         "cut once, at any byte": lambda: {"cuts": [chance.randrange(len(content))]},
-        "cut five times": lambda: {"cuts": [chance.randrange(1, 60_000) for _ in range(5)]},
+        "cut five times": lambda: {"cuts": [chance.randrange(20_000, 39_000) for _ in range(5)]},
         "cut, and another ETag after": lambda: {
             "cuts": [chance.randrange(len(content))],
             "etags": ['"a"', '"b"'],
@@ -478,7 +478,9 @@ def test_the_whole_corpus_and_broken_downloads(hostile, folder, tmp_path, fake_h
     for name in ("a flipped bit, same length", "redirects in a loop"):
         assert downloads.pop(name) == (0, 200), name
         downloads[name] = (0, 200)
-    assert all(refused == 0 for name, (_, refused) in downloads.items() if "cut" in name or "429" in name)
+    assert {name for name, (_, refused) in downloads.items() if refused} <= {
+        "a flipped bit, same length", "redirects in a loop"
+    }, downloads  # fmt: skip
     found = run_corpus(hostile, folder, tmp_path / "canary")
     tried = sum(tally.refused + tally.taken for tally in found.values())
     assert tried >= 100_000
