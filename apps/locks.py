@@ -31,6 +31,7 @@ BEAT_S = 5.0  # between two writings of a lease
 PATIENCE = 4  # beats that may be missing
 SETTLE_S = 1.0  # after taking a lease over, before looking who has it
 TRIES, PAUSE_S = 3, 0.1  # for a lock that somebody is only looking at
+LOOKS, LOOK_S = 10, 0.05  # at a lease that may be half written
 TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -79,6 +80,19 @@ def is_of(text: str | None, run: str) -> bool:
 def holder(text: str | None) -> str:
     """Return who a lock's text names."""
     return (text or "").partition("\n")[0] or "unknown"
+
+
+def settled(place: Place) -> str | None:
+    """Return a lock's text; None where there is none.
+
+    Where files are not written at once its holder's next beat may be half there: then look again.
+    """
+    for number in range(LOOKS):
+        time.sleep(LOOK_S if number else 0.0)
+        text = place.read(LOCK)
+        if text is not None and "\nsince " in text and text.endswith("\n"):
+            break
+    return text
 
 
 class NoFlock(Exception):

@@ -123,7 +123,7 @@ class Task:
         Raises:
             ManyheadsError: It does not.
         """
-        text = self.store.read(locks.LOCK)
+        text = locks.settled(self.store)
         if not locks.is_of(text, self.run):
             who = f"another runner took it over ({locks.holder(text)})" if text else "its lock is gone"
             raise ManyheadsError(f"{self.store.name} is no longer this run's: {who}")

@@ -307,7 +307,7 @@ class _Actor:
         node = f"the node {socket.gethostname()}"
         with suppress(OSError):
             os.chdir(self.site.folder)
-        if not locks.is_of(self.task.store.read(locks.LOCK), self.task.run):
+        if not locks.is_of(locks.settled(self.task.store), self.task.run):
             raise UsageError(
                 f"{node} does not see the output folder {self.task.store.name}:"
                 " choose one on a file system that all nodes share"

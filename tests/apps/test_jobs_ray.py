@@ -209,7 +209,7 @@ def test_a_worker_that_has_all_it_needs_starts(actor):
     assert actor.worker.predictor is not None
 
 
-@pytest.mark.parametrize("lock", [None, "pid 7 on another\nrun abd\nsince 0\n"])
+@pytest.mark.parametrize("lock", [None, "", "pid 7 on another\nrun abd\nsince 0\n"])
 def test_a_node_that_does_not_see_the_output_folder_is_named(actor, tmp_path, lock):
     (tmp_path / ".lock").unlink()
     if lock is not None:

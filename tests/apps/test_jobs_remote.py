@@ -388,3 +388,21 @@ def test_the_status_of_a_job_elsewhere(options, fake, memory, capsys):
     assert capsys.readouterr().out.startswith(
         "memory://bucket/out: finished (model fake)\nshards   5 of 5 done"
     )
+
+
+def test_a_beat_that_is_half_written_does_not_end_the_run(options, fake, memory, monkeypatch):
+    """Where files are not written at once."""
+    looks = []
+    read = RemoteStore.read
+
+    def half(self, name):
+        text = read(self, name)
+        if name == ".lock":
+            looks.append(text)
+        return text[: len(looks) % 3 * 10] if name == ".lock" and len(looks) % 3 else text
+
+    monkeypatch.setattr(RemoteStore, "read", half)
+    monkeypatch.setattr(locks, "LOOK_S", 0.001)
+    monkeypatch.setattr(locks, "BEAT_S", 60)
+    assert start(options, fake).exit_code == 0
+    assert len(looks) >= 15
