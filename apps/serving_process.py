@@ -113,6 +113,8 @@ class Worker:
         self._process = plan.start(theirs, (plan.model, plan.limits, self.cancelled, device, threads))
         self._thread = ThreadPoolExecutor(1, f"manyheads-{plan.model.name}")
         self._theirs: Connection | None = theirs if plan.start is in_process else None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sentinel: int | None = None  # readable when the process has ended
 
     async def begin(self) -> About:
         """Start it, and wait until its model is loaded.
@@ -122,10 +124,24 @@ class Worker:
             WorkerDied: The process ended.
         """
         found = await self._in_thread(self._begin)
+        self._sentinel = getattr(self._process, "sentinel", None)
+        if self._sentinel is not None:
+            asyncio.get_running_loop().add_reader(self._sentinel, self._note_end)
         if isinstance(found, Failed):
             raise ManyheadsError(found.message)
         assert isinstance(found, About)
         return found
+
+    def _note_end(self) -> None:
+        """The process has ended, whether it was asked something or not."""
+        self._forget_sentinel()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _forget_sentinel(self) -> None:
+        if self._sentinel is not None:
+            asyncio.get_running_loop().remove_reader(self._sentinel)
+            self._sentinel = None
 
     def _begin(self) -> object:
         self._process.start()
@@ -168,6 +184,7 @@ class Worker:
 
     async def close(self) -> None:
         """End it: by itself if it is idle, else killed."""
+        self._forget_sentinel()
         self.connection.close()
         await asyncio.get_running_loop().run_in_executor(None, self._end)
         self._thread.shutdown(wait=False)

@@ -199,11 +199,28 @@ class Model:
         while True:
             tickets: list[Ticket] = []
             try:
-                tickets = await self._gather()
+                tickets = await self._next(worker)
                 await self._answer(worker, tickets)
             except WorkerDied as error:
                 self._fail(tickets, str(error))
                 worker = await self._replace(worker, str(error))
+
+    async def _next(self, worker: Worker) -> list[Ticket]:
+        """Wait for requests, and watch the worker meanwhile.
+
+        Raises:
+            WorkerDied: It ended; what came waits for the next one.
+        """
+        gathering = asyncio.ensure_future(self._gather())
+        try:
+            await asyncio.wait([gathering, worker.ended], return_when=asyncio.FIRST_COMPLETED)
+            if not worker.ended.done():
+                return gathering.result()
+            if gathering.done():
+                self.waiting.extendleft(reversed(gathering.result()))
+            raise WorkerDied("a worker process died")
+        finally:
+            gathering.cancel()
 
     async def _gather(self) -> list[Ticket]:
         """Wait for requests: for the first as long as it takes, for others a moment."""
