@@ -187,9 +187,8 @@ def layout(edge_index: NDArray[np.integer[Any]], nodes: int, rounds: int = 200) 
     angle = np.arange(nodes) * 2.399963  # the golden angle: no two nodes begin at one place
     places = np.sqrt(np.arange(nodes) + 0.5)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     ones = np.ones(edge_index.shape[1])
-    steps = shortest_path(
-        coo_array((ones, edge_index), shape=(nodes, nodes)), directed=False, unweighted=True
-    )
+    links = coo_array((ones, edge_index), shape=(nodes, nodes)).tocsr()
+    steps = shortest_path(links, directed=False, unweighted=True)
     finite = np.isfinite(steps)
     steps = np.where(finite, steps, steps[finite].max(initial=0) + 1)
     weights = 1 / np.maximum(steps, 1) ** 2
