@@ -8,12 +8,10 @@ server has another file now. huggingface_hub does neither across calls nor looks
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +25,13 @@ from manyheads.core.network import (
     Broken,
     NetworkError,
     Refused,
+    blocks,
     host,
     open_address,
-    timeout,
     wait,
 )
 
 STEP = 1 << 16  # bytes after which a broken connection counts as progress
-SLOWEST = 1024  # bytes that must come within the timeout
 SPARE = 64 << 20  # bytes that stay free on the disk
 RESTARTS = 2  # downloads of other bytes than the hash says, after which it is given up
 
@@ -172,23 +169,17 @@ class _Part:
             NetworkError: It is longer than the file.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        start, before = time.monotonic(), self.size
+        there = host(self.wanted.address)
         with os.fdopen(os.open(self.path, flags, 0o644), "ab") as file:
-            while block := _read(answer, self.target.name):
+            for block in blocks(answer.response, there):
                 if self.size + len(block) > self.wanted.size:
                     self.discard()
-                    raise NetworkError(
-                        f"{host(self.wanted.address)} sends more than it lists: nothing was kept"
-                    )
+                    raise NetworkError(f"{there} sends more than it lists: nothing was kept")
                 file.write(block)
                 self._count(block)
                 progress(self.size)
-                if time.monotonic() - start > timeout():
-                    if self.size - before < SLOWEST:
-                        raise Broken(f"{host(self.wanted.address)} sends almost nothing")
-                    start, before = time.monotonic(), self.size
         if self.size < self.wanted.size:
-            raise Broken(f"{host(self.wanted.address)}: {self.target.name} broke off at {self.size} bytes")
+            raise Broken(f"{there}: {self.target.name} broke off at {self.size} bytes")
 
     def matches(self) -> bool:
         """Tell whether the content is what it should be."""
@@ -209,13 +200,6 @@ class _Part:
             path.unlink(missing_ok=True)
         self.etag = ""
         self._hashes()
-
-
-def _read(answer: Answer, name: str) -> bytes:
-    try:
-        return answer.response.read1(BLOCK)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Broken(f"{name} broke off ({error})") from error
 
 
 def _receive(part: _Part, headers: Mapping[str, str], progress: Callable[[int], None]) -> None:

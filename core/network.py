@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
@@ -28,6 +28,7 @@ RETRIED = (408, 429, 500, 502, 503, 504)
 BACKOFF = 0.5  # seconds before the second try; twice that before the third, and so on
 LONGEST_WAIT = 60.0  # seconds of a Retry-After that are waited for
 TIMEOUT = 30.0  # seconds without any byte
+SLOWEST = 1024  # bytes that must come within that time
 BLOCK = 1 << 18
 
 T = TypeVar("T")
@@ -209,6 +210,28 @@ def retried(ask: Callable[[], T]) -> T:
             wait(tries, error)
 
 
+def blocks(response: http.client.HTTPResponse, what: str) -> Iterator[bytes]:
+    """Yield an answer's body as it comes.
+
+    Raises:
+        Broken: It breaks off, or comes too slowly to ever end.
+    """
+    start, came = time.monotonic(), 0
+    while True:
+        try:
+            block = response.read1(BLOCK)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Broken(f"{what} broke off ({error})") from error
+        if not block:
+            return
+        yield block
+        came += len(block)
+        if time.monotonic() - start > timeout():
+            if came < SLOWEST:
+                raise Broken(f"{what} sends almost nothing")
+            start, came = time.monotonic(), 0
+
+
 def read_all(address: str, headers: Mapping[str, str], limit: int) -> tuple[bytes, Message]:
     """Return a small answer's body and headers.
 
@@ -220,12 +243,11 @@ def read_all(address: str, headers: Mapping[str, str], limit: int) -> tuple[byte
     def ask() -> tuple[bytes, Message]:
         answer = open_address(address, headers)
         with answer.response as response:
-            try:
-                body = response.read(limit + 1)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                raise Broken(f"{host(address)}: the answer broke off ({error})") from error
-            if len(body) > limit:
-                raise NetworkError(f"{host(address)} sends more than {limit} bytes: refused")
+            body = b""
+            for block in blocks(response, host(address)):
+                body += block
+                if len(body) > limit:
+                    raise NetworkError(f"{host(address)} sends more than {limit} bytes: refused")
             if response.length:
                 raise Broken(f"{host(address)}: the answer broke off")
             return body, response.headers

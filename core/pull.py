@@ -362,9 +362,13 @@ def copy(pulled: Pulled, folder: Path) -> Pulled:
     written = files.temporary(folder)
     written.mkdir(parents=True)
     try:
-        for name in (CONFIG, WEIGHTS, CARD, RECORD):
-            if (pulled.folder / name).is_file():
-                shutil.copyfile(pulled.folder / name, written / name)
+        names = [name for name in (CONFIG, WEIGHTS, CARD) if (pulled.folder / name).is_file()]
+        for name in names:
+            shutil.copyfile(pulled.folder / name, written / name)
+        record = hub_cache.read_record(pulled.folder)
+        if record is not None:
+            kept = {name: record.files[name] for name in names}
+            hub_cache.write_record(written, dataclasses.replace(record, files=kept))
         files.replace_folder(written, folder)
     finally:
         shutil.rmtree(written, ignore_errors=True)

@@ -50,7 +50,8 @@ class Faults:
         corrupt: A file's name to the content sent in its stead (of the same length).
         status: A part of the path to the statuses answered first, each with headers.
         etags: ETags in place of the right ones, one an answer.
-        slow: Seconds before each 16 bytes.
+        slow: Seconds after each 16 bytes of a file.
+        drip: Seconds after each 16 bytes of any other answer.
         length: Content-Length in place of the right one, one an answer.
         ignore_ranges: Answer 200 to every Range.
         redirect: The origin that files are redirected to.
@@ -65,6 +66,7 @@ class Faults:
     status: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     etags: list[str] = field(default_factory=list)
     slow: float = 0.0
+    drip: float = 0.0
     length: list[int] = field(default_factory=list)
     ignore_ranges: bool = False
     redirect: str = ""
@@ -243,11 +245,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = data if cut is None else data[:cut]
-        if body and faults.slow:
+        if pause := faults.slow if body else faults.drip:
             for start in range(0, len(sent), 16):
                 self.wfile.write(sent[start : start + 16])
                 self.wfile.flush()
-                time.sleep(faults.slow)
+                time.sleep(pause)
         else:
             self.wfile.write(sent)
         if len(sent) != length:

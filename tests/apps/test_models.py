@@ -330,6 +330,27 @@ def test_push_and_pull_again(fake_hub, capsys, images, monkeypatch):
     assert 'license: other\nlicense_name: "CC BY 4.0 (mine)"' in branch
 
 
+def test_predict_and_load_take_references(fake_hub, images, tmp_path, capsys):
+    import pandas as pd
+    from PIL import Image
+
+    import manyheads
+
+    commit = fake_hub.repositories["org/there"].commit({p.name: p.read_bytes() for p in images.iterdir()})
+    (tmp_path / "pictures").mkdir()
+    for index in range(3):
+        Image.new("RGB", (170, 160), (80 * index, 9, 9)).save(tmp_path / "pictures" / f"{index}.png")
+    output = tmp_path / "out"
+    code = main(["predict", f"org/there@{commit}", str(tmp_path / "pictures"), "-o", str(output), "--quiet"])
+    assert code == 0, capsys.readouterr().err
+    rows = pd.concat(map(pd.read_parquet, sorted(output.glob("part-*.parquet"))))
+    assert set(rows["label"]) <= {"cat", "dog"}
+    before = len(fake_hub.requests)
+    frame = manyheads.load(f"org/there@{commit}").predict(str(tmp_path / "pictures"))
+    assert list(frame["label"]) == list(rows["label"])
+    assert len(fake_hub.requests) == before
+
+
 @pytest.mark.parametrize("name", ["test_vit", "cct_2_3x2_32", "vim"])
 def test_timms_layout_is_what_timm_reads(fake_hub, capsys, images, monkeypatch, tmp_path, name):
     import timm

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -354,6 +355,14 @@ def test_an_answer_without_end(server, monkeypatch):
         pull.pull(NAME)
 
 
+def test_an_answer_in_a_trickle(server, monkeypatch):
+    monkeypatch.setattr(network, "TIMEOUT", 0.3)
+    monkeypatch.setattr(network, "TRIES", 2)
+    server.faults.body, server.faults.drip = {"/revision/": b"{" * 900}, 0.1
+    with pytest.raises(NetworkError, match=r"sends almost nothing \(after 2 tries\)"):
+        pull.pull(NAME)
+
+
 def test_a_listing_that_goes_on_elsewhere_or_for_ever(server):
     server.faults.body = {"/tree/": b"[]"}
     server.faults.headers = {"Link": '<https://example.org/next>; rel="next"'}
@@ -429,6 +438,27 @@ def test_two_processes_pull_one_model(server):
     assert verify(hub.find_folder("org/name")).name == "dlinear"
 
 
+def test_a_killed_pull_goes_on(server):
+    """SIGKILL in the middle of the weights: the lock is free, and the rest alone is asked for."""
+    server.faults.slow = 0.005
+    code = "from manyheads.core import pull, references; pull.pull(references.parse('org/name'))"
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    run = subprocess.Popen([sys.executable, "-c", code], env=known)
+    part = hub_cache.snapshot(NAME, commit_of(server)) / ".model.safetensors.part"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not part.exists() or part.stat().st_size < 500):
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    size = part.stat().st_size
+    assert size >= 500
+    server.faults.slow = 0.0
+    server.requests.clear()
+    assert verify(pull.pull(NAME).folder).name == "dlinear"
+    asked = [headers.get("Range") for _, _, headers in server.asked("model.safetensors")]
+    assert asked == [f"bytes={size}-"]
+
+
 def test_catalogue_names(fake_hub, monkeypatch):
     with pytest.raises(UsageError, match="no published weights of dlinear are known here: train it"):
         hub.find_folder("dlinear")
@@ -437,9 +467,10 @@ def test_catalogue_names(fake_hub, monkeypatch):
     assert len(fake_hub.requests) == 1
 
 
-def test_copy_out_of_the_cache(server, tmp_path):
+def test_copy_out_of_the_cache(server, tmp_path, published):
+    server.repositories["org/name"].commit({**published, "config.yaml": b"more: 1"})
     pulled = pull.copy(pull.pull(NAME), tmp_path / "out" / "model")
-    assert verify(tmp_path / "out" / "model").name == "dlinear"
+    assert verify(tmp_path / "out" / "model").source == f"org/name at {pulled.commit}"
     with pytest.raises(UsageError, match="is there: choose another place"):
         pull.copy(pulled, tmp_path / "out" / "model")
     assert dataclasses.asdict(pulled)["folder"] == tmp_path / "out" / "model"
