@@ -62,3 +62,21 @@ def test_a_lane_does_not_depend_on_its_place():
         if lane == 0:
             first = out[0, 0]
         assert out[0, lane] == first
+
+
+@kernel
+def in_float32(x, out):
+    a = load(x, 0)
+    store(out, 0, choose(a > 0.0, 2.0 * sqrt(absolute(a)), spread(np.float32(-1.0))))
+    store(out, 1, a * spread(x[1, 3]) - 0.5)
+
+
+def test_sixteen_of_float32():
+    x, out = (
+        np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32),
+        np.zeros((2, 16), np.float32),
+    )
+    in_float32(x, out)
+    a = x[0, :16]
+    wanted = np.stack([np.where(a > 0, 2 * np.sqrt(abs(a)), -1), a * x[1, 3] - np.float32(0.5)])
+    np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-6)
