@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyheads.core.ops.attention import attention
@@ -21,6 +22,7 @@ class LongformerAttention(nn.Module):
         dim: Channels.
         num_heads: Heads.
         window: Tokens to each side (half of the official attention_window).
+        dropout: Chance, in training, that an attention weight is set to zero.
 
     Shape:
         x and the result `[B, N, dim]`; global_tokens a count of first tokens, or places `[B, G]` (-1: none);
@@ -38,11 +40,12 @@ class LongformerAttention(nn.Module):
         torch.Size([2, 100, 768])
     """
 
-    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide dim {dim}")
         self.num_heads, self.head_dim, self.window = num_heads, dim // num_heads, window
+        self.dropout = dropout
         # Beyond, projecting every token to a key and a value costs less than the folded products do.
         self.most_folded = self.head_dim // 2
         self.query = nn.Linear(dim, dim)
@@ -57,8 +60,15 @@ class LongformerAttention(nn.Module):
         q, k, v = (self._split(project(layer, x)) for layer in (self.query, self.key, self.value))
         none = isinstance(global_tokens, int) and global_tokens == 0
         rows = None if none else self._global(x, global_tokens, mask)
-        out = local_attention(q, k, v, self.window, global_tokens=global_tokens, global_rows=rows, mask=mask)
+        out = local_attention(
+            q, k, v, self.window, global_tokens=global_tokens, global_rows=rows, mask=mask,
+            dropout_p=self._dropout_p,
+        )  # fmt: skip
         return out.flatten(2)
+
+    @property
+    def _dropout_p(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
@@ -74,7 +84,8 @@ class LongformerAttention(nn.Module):
         if tokens.shape[1] <= self.most_folded:
             return self._few(x, query, mask)
         key, value = (self._split(project(layer, x)) for layer in (self.key_global, self.value_global))
-        return attention(query, key, value, mask=None if mask is None else mask[:, None, None])
+        seen = None if mask is None else mask[:, None, None]
+        return attention(query, key, value, mask=seen, dropout_p=self._dropout_p)
 
     def _few(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
         """The same without keys and values of every token: q (W x + b) = (q W) x + q b, and so for values."""
@@ -86,6 +97,10 @@ class LongformerAttention(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores, -1)  # [B, G * H, N]
+        bias = self.value_global.bias.view(heads, dim)
+        if self._dropout_p:
+            weights = F.dropout(weights, self._dropout_p)
+            bias = bias * weights.sum(-1).view(batch, count, heads, 1)  # they sum to one no longer
         mixed = (weights @ x).view(batch, count, heads, -1)
-        weight, bias = self.value_global.weight.view(heads, dim, -1), self.value_global.bias.view(heads, dim)
+        weight = self.value_global.weight.view(heads, dim, -1)
         return torch.einsum("bghc,hdc->bghd", mixed, weight) + bias

@@ -184,6 +184,7 @@ def recformer(
     window: int = 64,
     dropout: float = 0.1,
     pooler: Pooler = "cls",
+    attn_dropout: float = 0.0,
 ) -> Recformer:
     """Build a Recformer of any size.
 
@@ -200,6 +201,7 @@ def recformer(
         window: Longformer's attention_window: half of it to each side of a token.
         dropout: Probability, in training, for what layers add, and for the embeddings.
         pooler: A text is its first token's state ("cls"), or a mean ("avg").
+        attn_dropout: Probability that an attention weight is dropped, in training; costs speed.
 
     Raises:
         UsageError: A size is not positive or does not fit, an option is unknown.
@@ -210,7 +212,17 @@ def recformer(
     if num_items < 0:
         raise UsageError(f"recformer: num_items must be positive, or 0, not {num_items}")
     sizes = TextSizes(
-        vocab_size, hidden_size, layers, heads, inner_size, positions, max_items, window, dropout, pooler
+        vocab_size,
+        hidden_size,
+        layers,
+        heads,
+        inner_size,
+        positions,
+        max_items,
+        window,
+        dropout,
+        pooler,
+        attn_dropout,
     )
     return Recformer(sizes, num_items, language_head)
 

@@ -39,6 +39,7 @@ class TextSizes:
         dropout: Probability, in training, for what layers add, and for the embeddings.
         pooler: A text is its first token's state ("cls"), or the mean ("avg") in which, as in the published
             code, the first token counts twice.
+        attn_dropout: Probability that an attention weight is dropped, in training.
 
     Raises:
         UsageError: A size is not positive or does not fit, an option is unknown.
@@ -54,10 +55,12 @@ class TextSizes:
     window: int
     dropout: float
     pooler: Pooler = "cls"
+    attn_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         names = ("vocab_size", "hidden_size", "layers", "heads", "inner_size", "positions", "max_items")
-        check_sizes("recformer", {name: getattr(self, name) for name in names}, dropout=self.dropout)
+        shares = {"dropout": self.dropout, "attn_dropout": self.attn_dropout}
+        check_sizes("recformer", {name: getattr(self, name) for name in names}, **shares)
         if self.hidden_size % self.heads:
             raise UsageError(
                 f"recformer: hidden_size {self.hidden_size} is not a multiple of {self.heads} heads"
@@ -127,7 +130,7 @@ class TextLayer(nn.Module):
 
     def __init__(self, sizes: TextSizes) -> None:
         super().__init__()
-        attend = LongformerAttention(sizes.hidden_size, sizes.heads, sizes.window // 2)
+        attend = LongformerAttention(sizes.hidden_size, sizes.heads, sizes.window // 2, sizes.attn_dropout)
         self.attention = nn.ModuleDict({"self": attend, "output": Added(sizes.hidden_size, sizes)})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(sizes.hidden_size, sizes.inner_size)})
         self.output = Added(sizes.inner_size, sizes)

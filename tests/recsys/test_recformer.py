@@ -141,6 +141,23 @@ def test_learns_every_parameter():
     assert not unreached
 
 
+def test_attention_weights_are_dropped_in_training_alone():
+    model, dropping = (small(attn_dropout=p, dropout=0.0) for p in (0.0, 0.3))
+    dropping.load_state_dict(model.state_dict())
+    plain = model(batch())
+    torch.testing.assert_close(dropping(batch()), plain, atol=1e-5, rtol=1e-4)
+    dropping.train()
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(dropping(batch()))
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=1e-3)
+    found[0].square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in dropping.parameters())
+    with pytest.raises(UsageError, match="attn_dropout must be at least 0 and less than 1"):
+        small(attn_dropout=1.0)
+
+
 def published(model, kind: str) -> dict[str, torch.Tensor]:
     """Our weights under the published names of a file."""
     state = {key: value.clone() for key, value in model.state_dict().items()}

@@ -41,7 +41,7 @@ def attention(
         mask = triangle if mask is None else mask & triangle
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    weights = _softmax(scores) if kind == "softmax" else torch.sigmoid(scores - math.log(max(k.shape[1], 1)))
+    weights = softmax(scores) if kind == "softmax" else torch.sigmoid(scores - math.log(max(k.shape[1], 1)))
     if post_scale is not None:
         weights = weights * post_scale
     if dropout_p:
@@ -49,7 +49,7 @@ def attention(
     return torch.einsum("bhij,bjhd->bihd", weights.to(v.dtype), v)  # [B, Nq, H, D]
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor) -> Tensor:
     """Softmax over the keys, zero in a row that has none, with zero gradients there and no NaN."""
     dead = (scores == -math.inf).all(-1, keepdim=True)
     return torch.softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, 0.0)

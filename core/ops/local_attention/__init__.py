@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manyheads.core.dispatch import choose
-from manyheads.core.ops.local_attention import reference
+from manyheads.core.ops.local_attention import plain, reference
 from manyheads.core.ops.local_attention.custom_op import local_attention_op
 
 __all__ = ["local_attention"]
@@ -25,6 +25,7 @@ def local_attention(
     global_rows: Tensor | None = None,
     mask: Tensor | None = None,
     scale: float | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Attend to the tokens at most `window` away and to the global tokens; these attend to all tokens.
 
@@ -42,6 +43,9 @@ def local_attention(
         mask: True where a token is real. One that is not takes part as no one's key, is never global, and
             gets zeros.
         scale: Of the products; None means `1 / sqrt(D)`.
+        dropout_p: Chance that a weight is set to zero, the others being scaled by `1 / (1 - p)`; given rows
+            of global tokens have theirs behind them. It applies whenever it is not zero: pass 0 outside
+            training. `torch.manual_seed` decides the draw.
 
     Shape:
         q, k, v `[B, N, H, D]`; global_tokens, if places, integers `[B, G]`; global_rows `[B, G, H, D]`; mask
@@ -49,7 +53,7 @@ def local_attention(
 
     Raises:
         TypeError: The tensors are not of one floating dtype, mask not boolean, places not integers.
-        ValueError: A shape or a device is wrong, or `window` or `global_tokens` out of range.
+        ValueError: A shape or a device is wrong, or `window`, `global_tokens` or `dropout_p` out of range.
         UsageError: The backend that was asked for cannot run this call.
 
     Source:
@@ -62,16 +66,22 @@ def local_attention(
     """
     _check(q, k, v, window, mask)
     _check_global(q, global_tokens, global_rows)
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"local_attention: dropout_p must be in 0 <= p < 1, not {dropout_p}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    choice = choose("local_attention", device=q.device.type, dtype=q.dtype, head_dim=q.shape[-1])
-    if choice.backend == "reference":
+    features: dict[str, bool | int] = {"head_dim": q.shape[-1], "dropout": dropout_p > 0}
+    backend = choose("local_attention", device=q.device.type, dtype=q.dtype, **features).backend
+    if backend == "reference":
         return reference.local_attention(
-            q, k, v, window, global_tokens=global_tokens, global_rows=global_rows, mask=mask, scale=scale
-        )
+            q, k, v, window, global_tokens=global_tokens, global_rows=global_rows, mask=mask, scale=scale,
+            dropout_p=dropout_p,
+        )  # fmt: skip
     index = reference.global_index(global_tokens, q, mask)
     if index is not None and global_rows is None:
-        global_rows = reference.rows_of_all(q, k, v, index, mask, scale)
-    return local_attention_op(q, k, v, index, mask, global_rows, window, scale, choice.backend)[0]
+        global_rows = reference.rows_of_all(q, k, v, index, mask, scale, dropout_p)
+    if backend == "torch":
+        return plain.local_attention(q, k, v, index, mask, global_rows, window, scale, dropout_p)
+    return local_attention_op(q, k, v, index, mask, global_rows, window, scale, backend)[0]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> None:

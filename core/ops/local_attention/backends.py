@@ -13,8 +13,12 @@ def local_attention(call: Call) -> list[Candidate]:
     widest = 128 if call.dtype == torch.float32 else 256  # wider float32 tiles do not fit the registers
     if not kernel and int(call.features.get("head_dim", 0)) > widest:
         kernel = f"the {name_of(call.dtype)} kernels take a head dim of at most {widest}"
+    cpu = cpu_blocked(call)
+    if call.has("dropout"):
+        kernel, cpu = "it has no dropout", "it has no dropout"
     return [
         Candidate("triton", "flash attention over the band and the global keys alone", kernel),
-        Candidate("cpu", "blocks of queries, each against its strip of keys", cpu_blocked(call)),
+        Candidate("cpu", "blocks of queries, each against its strip of keys", cpu),
+        Candidate("torch", "blocks of queries in plain torch, with dropout"),
         Candidate("reference", "no other path takes this call: dense attention under a mask"),
     ]

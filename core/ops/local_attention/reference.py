@@ -40,6 +40,7 @@ def local_attention(
     global_rows: Tensor | None = None,
     mask: Tensor | None = None,
     scale: float | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Compute local attention with its whole matrix in memory; arguments as the public function's."""
     tokens = q.shape[1]
@@ -50,11 +51,11 @@ def local_attention(
     seen = near | everywhere[:, None]  # [B, N, N]
     if mask is not None:
         seen = seen & mask[:, None] & mask[:, :, None]
-    out = attention(q, k, v, mask=seen[:, None], scale=scale)
+    out = attention(q, k, v, mask=seen[:, None], scale=scale, dropout_p=dropout_p)
     if index is None:
         return out
     if global_rows is None:
-        global_rows = rows_of_all(q, k, v, index, mask, scale)
+        global_rows = rows_of_all(q, k, v, index, mask, scale, dropout_p)
     for g in range(index.shape[1]):
         here = place == index[:, g, None]  # [B, N]
         out = torch.where(here[..., None, None], global_rows[:, g, None], out)
@@ -62,8 +63,15 @@ def local_attention(
 
 
 def rows_of_all(
-    q: Tensor, k: Tensor, v: Tensor, index: Tensor, mask: Tensor | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Return the rows `[B, G, H, D]` of the global tokens, which see every real token."""
     queries = q[torch.arange(len(q), device=q.device)[:, None], index.clamp(min=0)]
-    return attention(queries, k, v, mask=None if mask is None else mask[:, None, None], scale=scale)
+    seen = None if mask is None else mask[:, None, None]
+    return attention(queries, k, v, mask=seen, scale=scale, dropout_p=dropout_p)

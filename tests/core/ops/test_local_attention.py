@@ -36,7 +36,7 @@ CASES = {
     "every token global": {"tokens": 5, "window": 1, "places": 5},
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-BACKENDS = ["cpu", "reference"]
+BACKENDS = ["cpu", "torch", "reference"]
 
 
 def forced(backend):
@@ -45,9 +45,10 @@ def forced(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_float64_rule(name, dtype, local_case):
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_float64_rule(backend, name, dtype, local_case):
     case = local_case(**CASES[name], dtype=dtype)
-    with forced("cpu"), nan_filled_empties():
+    with forced(backend), nan_filled_empties():
         assert_accurate(case.op, case.reference, *case.inputs)
 
 
@@ -200,6 +201,7 @@ WRONG = {
     "places shape": (ValueError, "with B = 2", {"global_tokens": torch.zeros(1, 1).long()}),
     "places twice": (ValueError, "different places", {"global_tokens": torch.tensor([[1, 1], [0, -1]])}),
     "places beyond": (ValueError, "below 9", {"global_tokens": torch.tensor([[9], [0]])}),
+    "dropout": (ValueError, r"dropout_p must be in 0 <= p < 1, not 1\.0", {"dropout_p": 1.0}),
     "rows dtype": (TypeError, "global_rows is", {"global_tokens": 1, "global_rows": Q[:, :1].half()}),
     "rows shape": (ValueError, r"\[2, 1, 3, 8\]", {"global_tokens": 1, "global_rows": Q}),
     "rows for nobody": (ValueError, r"global_rows must be \[2, 0, 3, 8\]", {"global_rows": Q[:, :1]}),
@@ -220,7 +222,64 @@ def test_dispatch():
     ):
         local_attention(Q, Q, Q, 2)
     assert choose("local_attention", device="cpu", dtype=torch.float32).backend == "cpu"
-    assert choose("local_attention", device="cuda", dtype=torch.float64).backend == "reference"
+    assert choose("local_attention", device="cuda", dtype=torch.float64).backend == "torch"
+    assert choose("local_attention", device="cpu", dtype=torch.float32, dropout=True).backend == "torch"
+    with forced("cpu"), pytest.raises(UsageError, match="it has no dropout"):
+        local_attention(Q, Q, Q, 2, dropout_p=0.1)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("window", [5, 90])
+def test_dropout_drops_weights_and_scales_the_others(window, backend):
+    """With one-hot values the result are the weights."""
+    tokens, p = 70, 0.3
+    q, k = (torch.randn(3, tokens, 2, 8, dtype=torch.float64) for _ in range(2))
+    v = torch.eye(tokens, dtype=torch.float64)[None, :, None].expand(3, -1, 2, -1)
+    q, k = (F.pad(x, (0, tokens - 8)) for x in (q, k))
+    mask = torch.rand(3, tokens) > 0.1
+    options = {"global_tokens": torch.tensor([[0, 30], [8, -1], [69, 2]]), "mask": mask}
+
+    def weights(dropout_p, seed=0):
+        torch.manual_seed(seed)
+        with forced(backend):
+            return local_attention(q, k, v, window, dropout_p=dropout_p, **options)
+
+    plain, dropped = weights(0.0), weights(p)
+    seen = plain > 0
+    kept = dropped != 0
+    assert not kept[~seen].any()
+    torch.testing.assert_close(dropped[kept], plain[kept] / (1 - p), rtol=1e-12, atol=0)
+    count = int(seen.sum())
+    assert abs(int(kept.sum()) - (1 - p) * count) < 5 * (p * (1 - p) * count) ** 0.5
+    assert torch.equal(dropped, weights(p)) and not torch.equal(dropped, weights(p, seed=1))
+
+
+def test_dropouts_gradients():
+    q, k, v = (torch.randn(1, 40, 2, 3) for _ in range(3))
+    mask = torch.arange(40)[None] != 7
+
+    def op(q, k, v):
+        torch.manual_seed(3)
+        return local_attention(q, k, v, 2, global_tokens=2, mask=mask, dropout_p=0.4)
+
+    check_gradients(op, q, k, v)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_the_layer_drops_weights_in_training_alone(few):
+    plain, layer = LongformerAttention(32, 4, 6), LongformerAttention(32, 4, 6, dropout=0.4)
+    layer.load_state_dict(plain.state_dict())
+    layer.most_folded = 8 if few else 0
+    x, mask = torch.randn(2, 50, 32), torch.rand(2, 50) > 0.1
+    torch.testing.assert_close(layer.eval()(x, 1, mask), plain(x, 1, mask), atol=1e-6, rtol=1e-5)
+    torch.manual_seed(5)
+    with use_backend("reference"):  # draws in one order, whichever way the global row goes
+        found = layer.train()(x, 1, mask)
+        layer.most_folded = 0 if few else 8
+        torch.manual_seed(5)
+        other = layer(x, 1, mask)
+    assert not torch.allclose(found, plain(x, 1, mask), atol=1e-2)
+    torch.testing.assert_close(found, other, atol=1e-5, rtol=1e-4)
 
 
 # The official model, of which only the attention is ours.
