@@ -47,14 +47,14 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None
     files = [Path(value) for option, value in given if option == "--config" and value]
     if not files:
         raise UsageError(f"--config is needed: a file, or one of {', '.join(options.configs(domain))}")
-    asked = [
-        option.removeprefix(f"{ARGUMENTS}.") for option, _ in given if option.startswith(f"{ARGUMENTS}.")
-    ]
-    for file in files:
-        asked += _check_config(file, known)
+    written: list[str] = []
+    for file in files:  # a later config's arguments stand for an earlier one's
+        found = _check_config(file, known)
+        written = written if found is None else found
+    typed = [option.removeprefix(f"{ARGUMENTS}.") for option, _ in given if f"{ARGUMENTS}." in option]
     model = options.model_of(domain, resolved)
     if model is not None:
-        _check_arguments(model, asked)
+        _check_arguments(model, [*written, *typed])
     return action, task, resolved
 
 

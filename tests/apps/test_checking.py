@@ -66,6 +66,17 @@ def test_a_slip_in_a_config(content: str, tmp_path: Path, capsys: pytest.Capture
     assert CONFIGS[content] in said
 
 
+def test_a_later_configs_arguments_stand_for_an_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("model: {name: gps, arguments: null}\n")
+    (tmp_path / "more.yaml").write_text("model: {best_by: loss}\n")
+    others = [arg for name in ("other", "more") for arg in ("--config", str(tmp_path / f"{name}.yaml"))]
+    checking.check("graph", ["fit", "--config", "gcn_cora", *others])
+    with pytest.raises(UsageError, match="gps takes no argument 'hidden_dims'"):
+        checking.check(
+            "graph", ["fit", "--config", "gcn_cora", *others, "--model.arguments.hidden_dims", "3"]
+        )
+
+
 @pytest.mark.parametrize("kind", ["int", "float", "int | float", "float | null", "bool", "Literal['a', 'b']"])
 def test_values_that_fit_and_others(kind: str) -> None:
     good = {"int": [3, "3", "-1"], "bool": [True, "false", "Yes"], "Literal['a', 'b']": ["a", "b"]}
