@@ -75,7 +75,7 @@ class Resumable(Checkpoint):
         if trainer.world_size == 1:
             return signum
         noted = torch.tensor(signum, device=pl_module.device)
-        return int(trainer.strategy.reduce(noted, reduce_op="max"))  # type: ignore[arg-type]
+        return int(trainer.strategy.reduce(noted, reduce_op="max"))
 
     def _save(self, trainer: Trainer) -> None:
         """Write the log first: what a killed run had measured is drawn with what comes after."""

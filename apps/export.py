@@ -109,8 +109,8 @@ def _inputs(
         UsageError: Nothing in the given input can be used, or this model has no random inputs.
     """
     if check is not None:
-        source = check[0] if len(check) == 1 else list(check)
-        return _of_samples(what, _samples(predictor, source)), f"of {', '.join(check)}"
+        given = _samples(predictor, check[0] if len(check) == 1 else list(check))
+        return _of_samples(what, given), f"of {', '.join(check)}"
     for name, source in _known(domain, predictor):
         try:
             return _of_samples(what, _samples(predictor, source)), f"of {name}"

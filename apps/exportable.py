@@ -7,7 +7,7 @@ all others are as they were when the model was exported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -38,6 +38,7 @@ class Exportable:
         axes: Of each input the axes that vary, and what they count.
         take: Makes inputs of what the predictor prepared.
         draw: Makes random inputs of so many samples; None where such make no sense.
+        ranges: How far axes go, where not as RANGES says.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Exportable:
     axes: Mapping[str, Mapping[int, str]]
     take: Callable[[Sequence[Any]], Inputs]
     draw: Callable[[int], Inputs] | None = None
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class _Images(nn.Module):

@@ -52,7 +52,8 @@ def histories(model: nn.Module, num_items: int, max_len: int, first: int) -> Exp
         return pad([torch.randint(num_items, (max_len - i % max_len,)) for i in range(count)])
 
     axes = {"items": {0: BATCH, 1: "length"}}
-    return Exportable(_Histories(model), ("items",), ("scores",), axes, take, draw)
+    ranges = {"length": (2, max_len)}
+    return Exportable(_Histories(model), ("items",), ("scores",), axes, take, draw, ranges)
 
 
 class _Texts(nn.Module):
@@ -90,7 +91,8 @@ def read_histories(model: Recformer, encode: Callable[[Sequence[Any]], TextBatch
         return drawn_texts(count, min(24, sizes.max_tokens), sizes.vocab_size, sizes.max_items)
 
     outputs = ("query",) if model.item_embedding is None else ("scores",)
-    return Exportable(_Texts(model), TEXT, outputs, TEXT_AXES, take, draw)
+    ranges = {"tokens": (2, sizes.max_tokens)}
+    return Exportable(_Texts(model), TEXT, outputs, TEXT_AXES, take, draw, ranges)
 
 
 class _Customers(nn.Module):
@@ -136,7 +138,8 @@ def customers(
         return *texts, torch.randn(count, numeric), torch.cat([*kinds, torch.zeros(count, 0).long()], 1)
 
     axes = TEXT_AXES | {"numbers": {0: BATCH}, "kinds": {0: BATCH}}
-    return Exportable(_Customers(model), tuple(axes), ("logits",), axes, take, draw)
+    ranges = {"tokens": (2, sizes.max_tokens)}
+    return Exportable(_Customers(model), tuple(axes), ("logits",), axes, take, draw, ranges)
 
 
 def of_predictor(predictor: Any) -> Exportable:

@@ -6,16 +6,20 @@ where Manyheads is not installed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import logging
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 
 from manyheads import __version__
 from manyheads.apps.exportable import RANGES, Exportable, Inputs
@@ -55,23 +59,41 @@ def check_installed(format: Format) -> None:
         raise UsageError(f"--format {format} needs {', '.join(missing)}: pip install 'manyheads[export]'")
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' tables and warnings away: what they end with is said in a line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def trace(what: Exportable, inputs: Inputs) -> torch.export.ExportedProgram:
     """Return the program of a module, for batches of any size.
 
     Raises:
         NotExportable: What in the model stands in its way, in a line.
     """
-    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in RANGES.items()}
+    ranges = RANGES | dict(what.ranges)
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in ranges.items()}
     shapes = tuple(
         None if given is None else {axis: dims[count] for axis, count in what.axes[name].items()}
         for name, given in zip(what.inputs, inputs, strict=True)
     )
-    try:
-        with use_backend("reference"), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(what.module.eval(), inputs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:
-        raise NotExportable(f"torch.export: {first_line(error)}") from error
+    failed: Exception | None = None
+    for oblivious in (False, True):  # to whether a size is 1: some models need that, most need it not
+        sizes = fx_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
+        try:
+            with use_backend("reference"), torch.no_grad(), sizes, quiet():
+                return torch.export.export(what.module.eval(), inputs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            failed = failed or error
+    assert failed is not None
+    raise NotExportable(f"torch.export: {first_line(failed)}") from failed
 
 
 def write(
@@ -86,8 +108,7 @@ def write(
         NotExportable: An operator has no counterpart in ONNX.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             if format == "torch":
                 torch.export.save(program, path)
                 return

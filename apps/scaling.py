@@ -6,6 +6,9 @@ processes can be measured, and gone on with, by one.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +52,18 @@ def make_strategy(kind: Spread, devices: int | str, num_nodes: int) -> str | Str
 def is_sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of the parameters alone."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: it would wait for that for half an hour."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

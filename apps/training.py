@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from manyheads.apps import options
 from manyheads.apps.callbacks import EpochLines, Resumable, Validated
 from manyheads.apps.curves import draw_curves
-from manyheads.apps.scaling import is_sharded
+from manyheads.apps.scaling import end_with_parent, is_sharded
 from manyheads.apps.stopping import Stopped
 from manyheads.apps.trained import Calibrated, Data, Labelled, Monitored, Reported, Trained
 from manyheads.apps.trainer import CLI, make_cli, write_help
@@ -43,6 +43,8 @@ def run(domain: str, task: Task, action: str, args: Sequence[str]) -> int:
     quieten()
     cli = make_cli(domain, task, action, args)
     folder = run_folder(cli)
+    if not cli.trainer.is_global_zero:
+        end_with_parent()
     try:
         if action == "predict":
             return predict(domain, cli, folder)

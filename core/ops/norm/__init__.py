@@ -190,6 +190,8 @@ def _sizes(x: Tensor) -> dict[str, str]:
     """Sizes in words: torch.compile, for which they may be symbols, takes these for constants."""
     d = x.shape[-1]
     row = "short" if d < 16 else "long" if d > 8192 else "usual"
+    if torch.compiler.is_exporting():  # a look at the batch would hold the program to batches like it
+        return {"row": row, "rows": "many", "size": "large"}
     rows = "few" if x.numel() <= cpu.few_rows(d) * d else "many"
     size = "small" if x.numel() < 1 << 17 else "large"
     return {"row": row, "rows": rows, "size": size}

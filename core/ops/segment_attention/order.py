@@ -53,6 +53,8 @@ def edge_order(edge_index: Tensor, num_nodes: int) -> EdgeOrder:
         raise TypeError(f"edge_order: edge_index must be int64 or int32, not {edge_index.dtype}")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_order: edge_index must be [2, E], not {tuple(edge_index.shape)}")
+    if torch.compiler.is_exporting():  # a program of torch's own operators; the formula looks at no order
+        return EdgeOrder(*_sorted(edge_index[1], num_nodes), *_sorted(edge_index[0], num_nodes))
     return EdgeOrder(*_order(edge_index, num_nodes))
 
 

@@ -160,7 +160,13 @@ SMALL: dict[str, Callable[[], Exportable]] = {
         n_heads=2,
     ),
     "gps": lambda: graph(
-        "gps", {"edges": True, "encoding": True}, **GRAPHS, edge_types=[3], encoding_dim=4, n_heads=2
+        "gps",
+        {"edges": True, "encoding": True},
+        **GRAPHS,
+        edge_types=[3],
+        encoding_dim=4,
+        encoding_width=4,
+        n_heads=2,
     ),
     "urpe": lambda: graph(
         "urpe", {"edges": True, "apart": True}, **GRAPHS, edge_types=[3], ffn_dim=16, n_heads=2

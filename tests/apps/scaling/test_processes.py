@@ -130,7 +130,7 @@ def test_the_command_starts_its_processes_and_stops_them(
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("epoch   2/"):
+            if line.startswith("epoch  2/"):
                 break
         process.send_signal(signum)
         _, errors = process.communicate(timeout=300)  # ends when the second process has closed the pipes, too
