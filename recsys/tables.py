@@ -139,7 +139,8 @@ def column_names(source: Source) -> list[str]:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
         with pa.input_stream(str(path), compression="detect") as stream:
-            parse = csv.ParseOptions(delimiter=SEPARATORS[kind_of(path)])
+            separator = SEPARATORS[kind_of(path)]
+            parse = csv.ParseOptions(delimiter=separator, invalid_row_handler=lambda row: "skip")
             return list(csv.open_csv(stream, csv.ReadOptions(block_size=BLOCK), parse).schema.names)
 
 
