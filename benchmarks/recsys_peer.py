@@ -4,7 +4,7 @@ RecBole is no dependency of ours and pins old packages, so it has an environment
 our side needs, too:
 
     pip install torch 'numpy<2' 'pandas<3' scipy scikit-learn pyyaml tqdm colorama colorlog==4.7.2 tabulate \\
-        texttable psutil tensorboard thop pyarrow numba transformers tokenizers
+        texttable psutil tensorboard thop 'pyarrow<20' numba transformers tokenizers
     pip install --no-deps recbole==1.2.1
     PYTHONPATH=src:. python -m benchmarks recsys
 """
