@@ -12,8 +12,9 @@ memory grows by hundreds of MiB, up to two GiB, and few of them ever come again:
 
 from __future__ import annotations
 
+import itertools
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+from manyheads.core import parallel
+from manyheads.core.dispatch import numba_installed
 
 # Both caches read their size at the first product. To compile a shape again takes 0.1 to 0.2 ms.
 for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
@@ -31,8 +35,12 @@ for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 _ROW = 512
 # Multiplications below which the call's overhead is more than what it saves.
 _SMALL = 1 << 20
-# Gradients of weights up to this size are MKL's.
+# Gradients of weights up to this size are those of compiled loops, or MKL's.
 _NARROW = 1 << 15
+# Rows from which compiled loops are faster than MKL at gradients of narrow weights.
+_MANY = 256
+# Multiplications from which these loops are worth a second thread.
+_SHARED = 1 << 22
 
 
 def linear(
@@ -83,23 +91,63 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         dx, dweight, dbias, dadd, _ = ctx.needs_input_grad
-        if out is not None:
+        found, total = None, None
+        if dweight:
+            found, total, grad = weight_gradient(grad, x, out)
+        elif out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
         return (
             product(grad, weight) if dx else None,
-            _outer(grad, x) if dweight else None,
-            grad.sum(0) if dbias else None,
+            found,
+            (grad.sum(0) if total is None else total) if dbias else None,
             grad if dadd else None,
             None,
         )
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """`a.t() @ b` of many rows `[M, N]` and `[M, K]`."""
-    if a.shape[1] * b.shape[1] <= _NARROW:  # cutting many rows costs more than MKL's narrower vectors
-        return torch.mm(a.t(), b)
+def weight_gradient(
+    grad: Tensor, x: Tensor, shown: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Of a linear layer: `grad.t() @ x`, perhaps its bias's `grad.sum(0)`, and the gradient that was taken.
+
+    Args:
+        grad: What came back.
+        x: What went in.
+        shown: What came out, where a ReLU followed: the gradient is zero where this is not positive.
+
+    Shape:
+        grad, shown `[M, N]`; x `[M, K]`; the results `[N, K]`, `[N]` or None, `[M, N]`.
+    """
+    if _fits_loops(grad, x):
+        return _by_loops(grad, x, shown)
+    if shown is not None:
+        grad = torch.ops.aten.threshold_backward(grad, shown, 0)
+    if grad.shape[1] * x.shape[1] <= _NARROW:  # cutting many rows costs more than MKL's narrower vectors
+        return torch.mm(grad.t(), x), None, grad
     # the longer side last, at which oneDNN is faster
-    return product(b.t(), a).t() if a.shape[1] > b.shape[1] else product(a.t(), b)
+    turned = grad.shape[1] > x.shape[1]
+    return product(x.t(), grad).t() if turned else product(grad.t(), x), None, grad
+
+
+def _fits_loops(grad: Tensor, x: Tensor) -> bool:
+    """Tell whether compiled loops are faster: many rows, few columns, in whole vectors."""
+    narrow = grad.shape[1] * x.shape[1] <= _NARROW and grad.shape[1] % 16 == 0 and x.shape[1] % 64 == 0
+    usual = grad.is_contiguous() and x.is_contiguous() and is_plain_inference(grad, x)
+    return grad.shape[0] >= _MANY and narrow and usual and wide_vectors_unused() and numba_installed()
+
+
+def _by_loops(grad: Tensor, x: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    from manyheads.core.products_kernels import outer
+
+    found, total = grad.new_empty(grad.shape[1], x.shape[1]), grad.new_empty(grad.shape[1])
+    kept = grad if shown is None else torch.empty_like(grad)
+    mask = grad[:0] if shown is None else shown.contiguous()
+    given = [y.numpy() for y in (grad, x, found, total, mask, kept)]
+    steps = grad.shape[1] // 16
+    count = min(steps, parallel.workers() if grad.numel() * x.shape[1] >= _SHARED else 1)
+    bounds = [16 * (steps * i // count) for i in range(count + 1)]
+    parallel.run([partial(outer, *given, low, high) for low, high in itertools.pairwise(bounds)])
+    return found, total, kept
 
 
 def project(layer: nn.Module, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from manyheads.core import products
+from manyheads.core.dispatch import numba_installed
 from manyheads.core.testing import assert_accurate, nan_filled_empties
 
 SETTINGS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
@@ -108,6 +109,44 @@ def test_gradients_of_narrow_weights_are_mkls(calls, monkeypatch):
     x, weight = torch.randn(2000, 64), torch.randn(17, 64, requires_grad=True)
     assert_accurate(products.linear, F.linear, x, weight)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(64, 16), (128, 64), (64, 208)])
+@pytest.mark.parametrize("rows", [256, 1000, 6630])
+def test_gradients_of_narrow_weights_by_loops(calls, monkeypatch, rows, inner, outer):
+    numba_installed() or pytest.skip("needs numba")
+    monkeypatch.setattr(products, "_NARROW", 1 << 15)
+    ran = []
+    loops = products._by_loops
+    monkeypatch.setattr(products, "_by_loops", lambda *given: ran.append(1) or loops(*given))
+    x = torch.randn(rows, inner)
+    weight, bias = torch.randn(outer, inner, requires_grad=True), torch.randn(outer, requires_grad=True)
+    for relu in (False, True):
+
+        def op(x, weight, bias, relu=relu):
+            return products.linear(x, weight, bias, relu=relu)
+
+        def plain(x, weight, bias, relu=relu):
+            return F.linear(x, weight, bias).relu() if relu else F.linear(x, weight, bias)
+
+        with nan_filled_empties():
+            assert_accurate(op, plain, x, weight, bias)
+    assert ran
+
+
+def test_loops_give_the_same_on_any_threads(calls, monkeypatch):
+    numba_installed() or pytest.skip("needs numba")
+    monkeypatch.setattr(products, "_NARROW", 1 << 15)
+    grad, x, shown = torch.randn(3000, 112), torch.randn(3000, 64), torch.randn(3000, 112)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(products.weight_gradient(grad, x, shown))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert torch.equal(found[0][2], grad * (shown > 0))
 
 
 def test_gradients_of_gradients_and_transforms_are_torchs(calls):
