@@ -1,14 +1,14 @@
-"""`manyheads doctor`: what this machine has, and the backend that each op of the core takes here, and why."""
+"""The report of `manyheads doctor`: the findings, and the backend that each op takes here, and why."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 
 import torch
 
-from manyheads import __version__
+from manyheads.apps.checkup import Finding
 from manyheads.core import dispatch
 from manyheads.core.dispatch import OPS, Feature
 
@@ -21,7 +21,6 @@ _SPECIAL: dict[str, tuple[tuple[str, dict[str, Feature]], ...]] = {
     ),
     "linear_attention": (("causal", {"causal": True}),),
 }
-_PACKAGES = ("torch", "triton", "numba", "lightning", "timm", "torch-geometric", "pyarrow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,23 +32,6 @@ class Row:
     backend: str
     reason: str
     passed_over: tuple[str, ...]
-
-
-def machine() -> dict[str, str]:
-    """Versions and devices, by name; what is absent says so."""
-    facts = {"manyheads": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = "not installed"
-    facts["cpu threads"] = str(torch.get_num_threads())
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        facts["gpu"] = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
-    else:
-        facts["gpu"] = "none that torch can use: everything runs on the CPU paths"
-    return facts
 
 
 def rows(device: str, dtype: torch.dtype) -> list[Row]:
@@ -68,15 +50,29 @@ def rows(device: str, dtype: torch.dtype) -> list[Row]:
     return found
 
 
-def as_json(device: str, dtype: torch.dtype) -> dict[str, object]:
+def as_json(found: Sequence[Finding], device: str, dtype: torch.dtype) -> dict[str, object]:
     """Everything as plain values."""
-    return {"machine": machine(), "device": device, "ops": [asdict(row) for row in rows(device, dtype)]}
+    return {
+        "broken": any(finding.broken for finding in found),
+        "problems": sum(bool(finding.problem) for finding in found),
+        "findings": [asdict(finding) for finding in found],
+        "device": device,
+        "ops": [asdict(row) for row in rows(device, dtype)],
+    }
 
 
-def text(device: str, dtype: torch.dtype, verbose: bool) -> str:
+def text(found: Sequence[Finding], device: str, dtype: torch.dtype, verbose: bool) -> str:
     """The report in lines; with `verbose` also why the better backends stand back."""
-    lines = [f"{name:16} {value}" for name, value in machine().items()]
-    lines += ["", f"Ops on {device}, {dispatch.name_of(dtype)}:"]
+    lines: list[str] = []
+    width = max(len(finding.name) for finding in found)
+    for group, findings in groupby(found, key=lambda finding: finding.group):
+        lines += [f"{group}:"]
+        for finding in findings:
+            lines.append(f"  {finding.name:{width}}  {finding.value}")
+            if finding.problem:
+                lines.append(f"  {'':{width}}  {_mark(finding)} {finding.problem}")
+        lines.append("")
+    lines += [f"ops on {device}, {dispatch.name_of(dtype)}:"]
     listed = rows(device, dtype)
     width = max(len(row.op) + len(row.call) + 2 for row in listed)
     for row in listed:
@@ -87,4 +83,10 @@ def text(device: str, dtype: torch.dtype, verbose: bool) -> str:
     if not verbose:
         lines += ["", "`manyheads doctor --verbose` also says why the backends before stand back;"]
         lines += ["MANYHEADS_BACKEND=reference forces one everywhere, =selective_scan=cpu for one op."]
-    return "\n".join(lines)
+    wrong = [finding for finding in found if finding.problem]
+    lines += ["", f"{len(wrong)} to look at:" if wrong else "nothing to complain of"]
+    return "\n".join(lines + [f"  {_mark(each)} {each.name.strip()}: {each.problem}" for each in wrong])
+
+
+def _mark(finding: Finding) -> str:
+    return "BROKEN" if finding.broken else "!"

@@ -11,7 +11,9 @@ from manyheads.apps.arguments import Parser, make_parser
 def parser() -> Parser:
     """Return the command's parser."""
     made = make_parser(
-        "doctor", "Versions, devices, and for each op of the core the backend it takes, and why."
+        "doctor",
+        "What is installed and found here (packages, processor, GPUs, folders, data, hub, environment),\n"
+        "what to do about what is wrong, and the backend that each op takes. Exit code 1: something is broken.",
     )
     made.add_argument("--device", choices=("cpu", "cuda"), help="as if for tensors there (default: the best)")
     made.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
@@ -21,17 +23,22 @@ def parser() -> Parser:
 
 
 def main(args: Sequence[str]) -> int:
-    """Say what this machine has and which backend each op takes."""
+    """Say what is installed and found here, what is wrong, and which backend each op takes.
+
+    Returns:
+        1 where something is broken, else 0.
+    """
     given = parser().parse(args)
     import torch
 
-    from manyheads.apps import diagnosis
+    from manyheads.apps import checkup, diagnosis
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, given.dtype)
+    found = checkup.look()
     print(
-        json.dumps(diagnosis.as_json(device, dtype))
+        json.dumps(diagnosis.as_json(found, device, dtype))
         if given.json
-        else diagnosis.text(device, dtype, given.verbose)
+        else diagnosis.text(found, device, dtype, given.verbose)
     )
-    return 0
+    return int(any(finding.broken for finding in found))

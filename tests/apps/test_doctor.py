@@ -22,7 +22,7 @@ def test_every_op_is_listed_with_a_reason(capsys):
     for op in OPS:
         line = next(line for line in lines if line.split()[:1] in ([op], [f"{op},"]))
         assert len(line.split()) > 3
-    assert any(line.startswith("torch ") and torch.__version__.split("+")[0] in line for line in lines)
+    assert any(line.startswith("  torch ") and torch.__version__.split("+")[0] in line for line in lines)
 
 
 def test_json(capsys):
@@ -32,7 +32,8 @@ def test_json(capsys):
     assert {op for op, _ in by_op} == set(OPS)
     assert by_op["attention", ""]["backend"] == "torch"
     assert by_op["attention", "learned bias"]["backend"] == "triton"
-    assert "triton" in found["machine"]
+    assert {"torch", "triton", "threads", "cache", "hub"} <= {each["name"] for each in found["findings"]}
+    assert found["broken"] is False
 
 
 def test_verbose_says_what_keeps_the_better_backends_out(capsys):
