@@ -13,7 +13,8 @@ def parser() -> Parser:
     made = make_parser(
         "doctor",
         "What is installed and found here (packages, processor, GPUs, folders, data, hub, environment),\n"
-        "what to do about what is wrong, and the backend that each op takes. Exit code 1: something is broken.",
+        "what to do about what is wrong, and the backend that each op takes. Exit code 1: something is\n"
+        "broken.",
     )
     made.add_argument("--device", choices=("cpu", "cuda"), help="as if for tensors there (default: the best)")
     made.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
