@@ -36,7 +36,7 @@ class Limits:
 
     Args:
         seconds: Of sound, all recordings together.
-        pixels: Of an image.
+        pixels: Of an image; all images together may have some times as many.
     """
 
     seconds: float = 600

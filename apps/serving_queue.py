@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from manyheads.apps.serving_metrics import Metrics
 from manyheads.apps.serving_payload import About, Answer, Problem, Work
@@ -23,7 +24,8 @@ from manyheads.core.errors import ManyheadsError
 
 log = logging.getLogger("manyheads.serving")
 
-SHARE = 0.6  # of the deadline that a request may be expected to wait
+SHARE = 0.4  # of the deadline that a request may be expected to wait: others may take longer than expected
+REMEMBERED = 8  # batches
 BATCH_S = 1.0  # that a batch should take at most; requests that are expected to take longer go alone
 UNKNOWN_BATCH = 8  # requests of a batch, as long as it is not known how long they take
 LONGEST_PAUSE_S = 30  # between two starts of a worker that keeps dying
@@ -76,14 +78,35 @@ class Ticket:
 
 @dataclass
 class Rate:
-    """Seconds that a request takes a worker, about: of late ones more than of early ones."""
+    """Seconds that a request takes a worker.
+
+    Args:
+        each: About, of late ones more than of early ones: by this batches are made.
+        recent: Of the last batches; the longest of them says what may be admitted.
+        running: When the batches began that are not done, and their requests.
+    """
 
     each: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    running: dict[int, tuple[float, int]] = field(default_factory=dict)
 
-    def add(self, seconds: float, requests: int) -> None:
-        """Note a batch."""
-        now = seconds / requests
-        self.each = now if not self.each else 0.7 * self.each + 0.3 * now
+    def begin(self, worker: int, requests: int) -> None:
+        """Note that a batch begins."""
+        self.running[worker] = (time.perf_counter(), requests)
+
+    def end(self, worker: int) -> float:
+        """Note that it is done, and return its seconds."""
+        begin, requests = self.running.pop(worker)
+        seconds = time.perf_counter() - begin
+        self.recent.append(seconds / requests)
+        self.each = 0.7 * self.each + 0.3 * self.recent[-1] if self.each else self.recent[-1]
+        return seconds
+
+    def worst(self) -> float:
+        """Return what a request may take, by the last batches and those that are not done."""
+        now = time.perf_counter()
+        open = [(now - begin) / requests for begin, requests in self.running.values()]
+        return max([self.each, *self.recent, *open])
 
 
 @dataclass
@@ -148,7 +171,7 @@ class Model:
         if not self.workers:
             raise Refused(Problem(503, "not_ready", f"the model {self.name} is not ready"), 5)
         ahead = len(self.waiting) + self.running
-        wait = ahead * self.rate.each / len(self.workers)
+        wait = ahead * self.rate.worst() / len(self.workers)
         if len(self.waiting) >= self.policy.queue or (ahead and wait > SHARE * self.policy.deadline_s):
             after = min(60, max(1, math.ceil(wait / 2)))
             raise Refused(Problem(429, "busy", "too many requests wait; try again later"), after)
@@ -170,7 +193,7 @@ class Model:
         self._count_waiting()
         self._arrived.set()
         try:
-            watched = [ticket.future] if left is None else [ticket.future, left]
+            watched: list[asyncio.Future[Any]] = [ticket.future, *([] if left is None else [left])]
             await asyncio.wait(watched, timeout=self.policy.deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if ticket.future.done():
                 return ticket.future.result()
@@ -213,7 +236,8 @@ class Model:
         """
         gathering = asyncio.ensure_future(self._gather())
         try:
-            await asyncio.wait([gathering, worker.ended], return_when=asyncio.FIRST_COMPLETED)
+            watched: list[asyncio.Future[Any]] = [gathering, worker.ended]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if not worker.ended.done():
                 return gathering.result()
             if gathering.done():
@@ -255,15 +279,14 @@ class Model:
             worker.cancelled[number] = 0
             ticket.leave = _leaver(worker, number)
         self.running += len(tickets)
-        begin = time.perf_counter()
+        self.rate.begin(worker.number, len(tickets))
         try:
             answers: list[Answer] = await worker.ask([ticket.work for ticket in tickets])
         finally:
             self.running -= len(tickets)
+            seconds = self.rate.end(worker.number)
             for ticket in tickets:
                 ticket.leave = None
-        seconds = time.perf_counter() - begin
-        self.rate.add(seconds, len(tickets))
         self.metrics.batch_seconds.labels(self.name).observe(seconds)
         self.metrics.batch_size.labels(self.name).observe(len(tickets))
         for ticket, answer in zip(tickets, answers, strict=True):

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,25 +30,26 @@ class Result:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def finish(rows: Sequence[Row], predictor: AnyPredictor, folder: Path) -> Result:
+def finish(rows: Sequence[Row], predictor: AnyPredictor, folder: Callable[[], Path]) -> Result:
     """Give rows their types; where a job would make something of all of them, make it, too.
 
     Args:
         rows: Of one request.
         predictor: Theirs.
-        folder: For files on the way.
+        folder: Makes one for files on the way.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts, results = folder / "parts", folder / "results"
+    made: list[Path] = []
     if hasattr(predictor, "finish"):
+        parts, results = folder() / "parts", folder() / "results"
         parts.mkdir()
         results.mkdir()
         rows = [_stored(row, number, parts) for number, row in enumerate(rows)]
         predictor.finish(iter(rows), parts, results)
+        made = sorted(path for path in results.rglob("*") if path.is_file())
     schema = pa.schema([(name, arrow_type(kind)) for name, kind in predictor.columns.items()])
-    made = sorted(path for path in results.rglob("*") if path.is_file()) if results.exists() else []
     tables = [path for path in made if path.suffix == ".parquet"]
     if getattr(predictor, "temporary_files", False):  # rows of parts are of no use then, those of results are
         found = [row for path in tables for row in pq.read_table(path).to_pylist()]

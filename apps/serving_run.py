@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 
@@ -184,11 +185,12 @@ class Run:
         models = list(self.service.models.values())
         loading = asyncio.ensure_future(asyncio.gather(*(model.start() for model in models)))
         try:
-            await asyncio.wait([loading, stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+            first: list[asyncio.Future[Any]] = [loading, stopping, serving]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 self._say_ready(time.perf_counter() - begin)
-                await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(first[1:], return_when=asyncio.FIRST_COMPLETED)
             finished = await self._drain()
             return 0 if finished else 128 + self.signum
         finally:

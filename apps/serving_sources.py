@@ -19,29 +19,32 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def source_of(payload: Payload, predictor: AnyPredictor, domain: str, folder: Path) -> object:
+TOGETHER = 4  # times the pixels of one image: those of all images of a request
+
+
+def source_of(payload: Payload, predictor: AnyPredictor, domain: str, folder: Callable[[], Path]) -> object:
     """Return the source of a request.
 
     Args:
         payload: What came.
         predictor: Whose source.
         domain: Its domain.
-        folder: Empty; files are written there where the predictor reads files.
+        folder: Makes an empty one, for files where the predictor reads files.
     """
     import pandas as pd
 
     if isinstance(payload, Csv):
-        path = folder / "input.csv"
+        path = folder() / "input.csv"
         path.write_bytes(payload.content)
         return path
     if isinstance(payload, Graph):
-        folder = folder / "graph"  # the graph's id
-        folder.mkdir()
+        graph = folder() / "graph"  # which is its id
+        graph.mkdir()
         for name in ("nodes", "edges", "pairs"):
             columns: Columns | None = getattr(payload, name)
             if columns is not None:
-                pd.DataFrame(columns).to_csv(folder / f"{name}.csv", index=False)
-        return folder
+                pd.DataFrame(columns).to_csv(graph / f"{name}.csv", index=False)
+        return graph
     if isinstance(payload, Blobs):
         ids, contents = zip(*payload.items, strict=True)
         return pd.DataFrame({"id": ids, payload.column: pd.Series(contents, dtype=object)})
@@ -62,7 +65,7 @@ def screen(payload: Payload, limits: Limits) -> tuple[Payload, list[Bad]]:
     """Set aside images and recordings that are larger than a request may hold; headers alone are read.
 
     Raises:
-        DataError: All recordings together are too long.
+        DataError: All images together are too large, or all recordings too long.
     """
     if not isinstance(payload, Blobs):
         return payload, []
@@ -80,10 +83,10 @@ def screen(payload: Payload, limits: Limits) -> tuple[Payload, list[Bad]]:
 
 
 class _Pixels:
-    """Refuses an image with more pixels than allowed, before any is decoded."""
+    """Refuses images with more pixels than allowed, each or all together, before any is decoded."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self.most, self.sum = most, 0
 
     def __call__(self, content: bytes) -> None:
         from PIL import Image
@@ -99,6 +102,9 @@ class _Pixels:
             return
         if width * height > self.most:
             raise BadRecord(f"too many pixels: {width} x {height}, at most {self.most:,}")
+        self.sum += width * height
+        if self.sum > TOGETHER * self.most:
+            raise DataError(f"the images have too many pixels: at most {TOGETHER * self.most:,} a request")
 
 
 class _Seconds:

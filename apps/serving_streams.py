@@ -129,8 +129,8 @@ class Streams:
             raise Refused(Problem(408, "idle", f"nothing came for {self.idle_s:g} s")) from None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
-        text, content = message.get("text"), message.get("bytes")
-        found: str | bytes = text if text is not None else content
+        text = message.get("text")
+        found: str | bytes = message["bytes"] if text is None else text
         if len(found) > MOST_BYTES:
             raise Refused(Problem(413, "too_large", f"a message has at most {MOST_BYTES:,} bytes"))
         return found
@@ -200,7 +200,7 @@ def _samples(message: bytes, encoding: str) -> np.ndarray[Any, np.dtype[np.float
     if len(message) % size:
         raise Refused(Problem(422, "invalid_data", f"a message ends within a sample of {size} bytes"))
     if encoding == "pcm16":
-        return np.frombuffer(message, "<i2").astype("<f4") / np.float32(32768)
+        return np.frombuffer(message, "<i2").astype(np.float32) / np.float32(32768)
     found = np.frombuffer(message, "<f4")
     if not np.isfinite(found).all():
         raise Refused(Problem(422, "invalid_data", "NaN or infinite samples"))

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,20 +58,26 @@ class Task:
     Args:
         number: Its place among the requests that came together.
         work: The request.
-        folder: Where its files lie.
+        stack: Removes its files in the end.
     """
 
     number: int
     work: Work
-    folder: Path
+    stack: ExitStack
     rows: list[Row] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     records: int = 0
     problem: Problem | None = None
 
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files lie; made when it is needed, for most need none."""
+        return Path(self.stack.enter_context(TemporaryDirectory(prefix="manyheads-")))
+
     def clean(self, text: str) -> str:
         """Return a message without the folder's name, and with the request's word for a table in memory."""
-        text = text.replace(f"{self.folder}/", "").replace(str(self.folder), "the input")
+        if "folder" in vars(self):
+            text = text.replace(f"{self.folder}/", "").replace(str(self.folder), "the input")
         return text.replace("the DataFrame", "the request").replace("DataFrame", self.work.payload.field)
 
     def refuse(self, error: BaseException, field: str = "") -> None:
@@ -115,12 +122,7 @@ class Engine:
 
     def _tasks(self, works: Sequence[Work], numbers: Sequence[int], stack: ExitStack) -> list[Task]:
         """Run requests of the same settings together, and where that fails, one by one."""
-
-        def make(number: int) -> Task:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="manyheads-")))
-            return Task(number, works[number], folder)
-
-        tasks = [make(number) for number in numbers]
+        tasks = [Task(number, works[number], stack) for number in numbers]
         try:
             predictor = self._with(works[numbers[0]].settings)
         except UsageError as error:
@@ -189,7 +191,7 @@ class Engine:
         task.records += len(found)
         if isinstance(payload, Blobs) and not payload.items:
             return
-        source = source_of(payload, predictor, self.model.domain, task.folder)
+        source = source_of(payload, predictor, self.model.domain, lambda: task.folder)
         for shard in predictor.shards(source, SHARD):
             yield from predictor.read(shard)
 
@@ -213,7 +215,7 @@ class Engine:
         if task.problem is not None:
             return Answer(records=task.records, bad=len(task.bad), problem=task.problem)
         try:
-            result = rows_of.finish(task.rows, self._with(task.work.settings), task.folder)
+            result = rows_of.finish(task.rows, self._with(task.work.settings), lambda: task.folder)
             if task.work.picture and isinstance(task.work.payload, Blobs):
                 from manyheads.apps.explaining import picture
 

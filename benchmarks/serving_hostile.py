@@ -195,6 +195,8 @@ def _images() -> Iterator[Hostile]:
     yield _body("an archive of 200 MB of zeros", "vision", archive(), PNG)
     yield _body("HTML", "vision", b"<html><script>alert(1)</script>", PNG)
     yield _body("an SVG that reads a file", "vision", b'<svg><image href="file:///etc/passwd"/></svg>', PNG)
+    content = base64.b64encode(bomb(6_900)).decode()
+    yield _json("64 images of 6,900 x 6,900", "vision", {"images": [{"data": content}] * 64})
     content = base64.b64encode(bomb(11_000)).decode()
     yield _json("64 images of 11,000 x 11,000", "vision", {"images": [{"data": content}] * 64})
 
