@@ -56,6 +56,9 @@ SETTINGS: dict[str, dict[str, tuple[type, str, str]]] = {
         "items": (str, "FILE", "of a model of texts: a table of items; new ones are recommended, too"),
         "unknown": (str, "WHAT", "a user without a known item: error (default), popular or skip"),
         "bad_rows": (str, "WHAT", "rows without user, item or time: error (default) or skip"),
+        "search": (str, "HOW", "exact (default), or faiss: parts of a large catalogue, with a recall check"),
+        "probes": (int, "N", "lists that faiss searches for a user (64)"),
+        "min_recall": (int, "PERCENT", "of the exact answer that faiss must find at least (95)"),
     },
 }  # what predictors know by name, `predict --NAME`; each says itself what is wrong with a value
 TOOLS: dict[str, dict[str, tuple[str, str]]] = {

@@ -27,8 +27,9 @@ from manyheads.recsys.models.recformer import Recformer
 from manyheads.recsys.models.sasrec import SASRec
 from manyheads.recsys.popularity import popularity
 from manyheads.recsys.preprocessing import Preprocessing
-from manyheads.recsys.retrieval import NONE, Factors, Pairs, Top, allowed_items, top_k
+from manyheads.recsys.retrieval import NONE, Pairs, Top, allowed_items, top_k
 from manyheads.recsys.scorers import ByNumber, ByText, Scorer
+from manyheads.recsys.search import Approximate, Search
 from manyheads.recsys.sequences import Sequences
 from manyheads.recsys.tables import Source, list_files
 from manyheads.recsys.text_preprocessing import TextPreprocessing
@@ -42,6 +43,7 @@ CHOICES = {
     "seen": ("leave_out", "keep"),
     "unknown": ("error", "popular", "skip"),
     "bad_rows": ("error", "skip"),
+    "search": ("exact", "faiss"),
 }
 MOST = 1000  # items a user
 Files: TypeAlias = list[tuple[str, int, int]]
@@ -62,6 +64,11 @@ class Options:
         unknown: What is done with a user in whose history the model knows no item: an "error" (a bad record),
             what is "popular" (its score is the share of training's events), or no rows ("skip").
         bad_rows: A row of the log without user, item or time is an "error", or left out ("skip").
+        search: "exact", all items for each user; or "faiss", some lists of a large catalogue. It is refused
+            where it finds too little of the exact answer for 256 users of the first log, or all if it has
+            fewer.
+        probes: Lists that faiss searches for a user.
+        min_recall: What it must find of the exact answer at least, in percent.
 
     Raises:
         UsageError: A value is none of these, or out of range.
@@ -74,6 +81,9 @@ class Options:
     items: str = ""
     unknown: str = "error"
     bad_rows: str = "error"
+    search: str = "exact"
+    probes: int = 64
+    min_recall: int = 95
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -84,6 +94,8 @@ class Options:
                 raise UsageError(f"{option} {value}: it takes {', '.join(known)}{close}")
         if not 1 <= self.top_k <= MOST:
             raise UsageError(f"--top-k takes 1 to {MOST}, not {self.top_k}")
+        if self.probes < 1 or not 0 <= self.min_recall <= 100:
+            raise UsageError("--probes takes 1 or more, and --min-recall a percentage")
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,8 @@ class Predictor:
         self.scorer = self._scorer()
         self.ids = self.scorer.ids
         self._held: Held | None = None
+        if self.options.search == "faiss":
+            self.finish = self._finish  # jobs look for it: exact searches have nothing to tell
 
     @classmethod
     def from_folder(cls, model: nn.Module, config: ModelConfig) -> Predictor:
@@ -216,7 +230,7 @@ class Predictor:
             replace(self.options, **cast(dict[str, Any], dict(settings))),
             self.texts,
         )
-        _ = found.allowed  # says what is wrong with the lists
+        _ = found.search  # says what is wrong with the lists
         return found
 
     @cached_property
@@ -224,6 +238,13 @@ class Predictor:
         """Items that may be recommended; None for all."""
         lists = [self._listed(path) if path else None for path in (self.options.allow, self.options.deny)]
         return allowed_items(len(self.ids), *lists)
+
+    @cached_property
+    def search(self) -> Search:
+        """How the best items are found."""
+        of = self.options
+        faiss = Approximate(of.probes, of.min_recall) if of.search == "faiss" else None
+        return Search(self.scorer, of.top_k, self.allowed, faiss)
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
@@ -321,16 +342,26 @@ class Predictor:
             device = self.scorer.device
             histories = Packed(*(each.to(device) for each in batch.histories))
             seen = Pairs(*(each.to(device) for each in batch.seen))
-            factors = Factors(self.scorer.queries(histories), *self.scorer.items())
+            queries = self.scorer.queries(histories)
             left_out = seen if self.options.seen == "leave_out" else None
-            best = top_k(factors, k, left_out, None if allowed is None else allowed.to(device))
-            _put(found, batch.by_model, best)
+            _put(found, batch.by_model, self._searched().top_k(queries, left_out))
         if len(batch.popular):
             counts = self._counts
             best = top_k(popularity(counts, 1), k, allowed=allowed)
             share = (best.scores / max(1, counts.sum())).float()
             _put(found, batch.popular, Top(best.items, share))
         return found
+
+    def _searched(self) -> Search:
+        """Return the search; where it is not exact, compared with that on users of the log in hand."""
+        if self.options.search == "faiss":
+            assert self._held is not None
+            self.search.check(self._held.sequences, self.options.seen == "leave_out")
+        return self.search
+
+    def _finish(self, rows: Iterator[Row], parts: Path, results: Path) -> None:
+        """Write how much of the exact answer was found."""
+        self._searched().write(results)
 
     def rows(self, outputs: Top, records: Sequence[Record]) -> list[Row]:
         """Make a row an item, a user's best first."""
