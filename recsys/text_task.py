@@ -293,7 +293,8 @@ class TextRecommender(LightningModule):
         """
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
         steps, epoch = run_steps(self.trainer, len(self._data.train_dataloader()))
-        edges = [0, *(min(steps, begin * epoch) for begin in self.stages.begins()), steps]
+        second, third = (begin * epoch for begin in self.stages.begins())
+        edges = [0, second, third, max(third, steps)]
         if self.optimizer.schedule == "cosine":
             for first, end in pairwise(edges):
                 if 0 < end - first <= self.optimizer.warmup_steps:

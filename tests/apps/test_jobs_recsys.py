@@ -20,6 +20,8 @@ from manyheads.core import hub
 from manyheads.core.catalog import create_model
 from manyheads.recsys.logs import Columns
 from manyheads.recsys.preprocessing import Preprocessing
+from manyheads.recsys.text_preprocessing import TextCut, TextPreprocessing
+from manyheads.recsys.texts import TextTokens, item_texts
 from manyheads.recsys.vocabulary import Vocabulary
 
 pytestmark = [
@@ -52,13 +54,37 @@ def save(path: Path) -> Path:
     return path
 
 
-def write_log(path: Path, users: int) -> Path:
+def save_of_texts(path: Path, table: Path, items: int = 2000, new: int = 500) -> Path:
+    """A model folder with random weights that reads items, and a table with new ones among them."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    rows = [
+        {"title": " ".join(map(str, rng.integers(0, 99, 3))), "kind": f"k{n % 9}"} for n in range(items + new)
+    ]
+    tokens = TextTokens.train([text for row in rows[:items] for text in row.values()], 400)
+    cut = TextCut("item_id", ("title", "kind"), 3, 32, 5, 100)
+    texts = TextPreprocessing(tokens, cut, item_texts(tokens, rows[:items]))
+    kept = Preprocessing(Columns(), Vocabulary(map(str, range(items))), np.arange(items))
+    arguments = {"vocab_size": 400, "num_items": items, "hidden_size": 32, "layers": 1, "positions": 102}
+    hub.save(
+        path,
+        create_model("recformer", **arguments),
+        domain="recsys",
+        name="recformer",
+        arguments=arguments,
+        preprocessing=kept.to_json() | texts.to_json(),
+    )
+    pd.DataFrame(rows).assign(item_id=range(items + new)).to_parquet(table)
+    return path
+
+
+def write_log(path: Path, users: int, items: int = ITEMS) -> Path:
     """Twenty events a user, rows of all mixed."""
     rng = np.random.default_rng(0)
     size = 20 * users
     columns = {
         "user_id": rng.permutation(np.repeat(np.arange(users), 20)),
-        "item_id": rng.integers(0, ITEMS, size),
+        "item_id": rng.integers(0, items, size),
         "timestamp": rng.integers(0, 10**9, size),
     }
     pd.DataFrame(columns).to_parquet(path)
@@ -74,9 +100,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    model, log = save(tmp_path / "model"), write_log(tmp_path / "log.parquet", 6000)
-    job = ("predict", model, log, "--quiet", "--shard-size", 500, "-o")
+@pytest.mark.parametrize("kind", ["numbers", "texts"])
+def test_a_killed_job_goes_on_to_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    users, options = (6000, ["--shard-size", 500]) if kind == "numbers" else (1200, ["--shard-size", 100])
+    if kind == "numbers":
+        model, log = save(tmp_path / "model"), write_log(tmp_path / "log.parquet", users)
+    else:
+        items = tmp_path / "items.parquet"
+        model, log = (
+            save_of_texts(tmp_path / "model", items),
+            write_log(tmp_path / "log.parquet", users, 2500),
+        )
+        options += ["--items", items]
+    job = ("predict", model, log, "--quiet", *options, "-o")
     whole = start(*job, tmp_path / "whole")
     assert whole.wait() == 0, whole.communicate()[1]
     killed = start(*job, tmp_path / "cut")
@@ -91,7 +127,9 @@ def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert resumed.wait() == 0, resumed.communicate()[1]
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     rows = pd.concat([pd.read_parquet(part) for part in sorted((tmp_path / "cut").glob("part-*"))])
-    assert rows["user_id"].nunique() == 6000 and len(rows) == 60_000
+    assert rows["user_id"].nunique() == users and len(rows) == 10 * users
+    if kind == "texts":
+        assert (rows["item_id"].astype(int) >= 2000).any()  # new ones
 
 
 def test_memory_grows_by_the_logs_numbers_alone(tmp_path: Path) -> None:
