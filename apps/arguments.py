@@ -39,11 +39,11 @@ class Parser(argparse.ArgumentParser):
         return self.parse_args(args)
 
 
-def capture(main: Callable[[Sequence[str]], int]) -> Parser:
-    """Return the parser that a command's `main` makes, without running the command."""
+def capture(main: Callable[[Sequence[str]], int], args: Sequence[str] = ()) -> Parser:
+    """Return the parser that a command's `main` makes for some arguments, without running the command."""
     token = _capturing.set(True)
     try:
-        main([])
+        main(args)
     except _CapturedError as found:
         parser: Parser = found.args[0]
         return parser

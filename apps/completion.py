@@ -113,16 +113,22 @@ def _candidates(before: list[str], word: str) -> Iterable[str]:
         return (*COMMANDS, *(("--help", "--version", "--debug") if word.startswith("-") else ()))
     command, *rest = before
     if command in DOMAINS:
-        tools = options.TOOLS.get(command, {})
-        if not rest:
-            return (*options.ACTIONS, *tools)
-        if rest[0] in tools:
-            tool = importlib.import_module(f"manyheads.apps.{tools[rest[0]][0]}")
-            return _of_parser(capture(tool.main), rest[1:], word, command, command)
-        return _of_training(command, rest[1:], word) if rest[0] in options.ACTIONS else ()
-    if command not in COMMANDS:
+        return _of_domain(command, rest, word)
+    if command not in COMMANDS or rest[:1] == [WORDS]:
         return ()
-    return _of_parser(capture(main_of(command)), rest, word, command, None)
+    parser = capture(main_of(command), rest[:1])  # `models pull` has a parser of its own
+    deeper = len(parser.prog.split()) - 2
+    return _of_parser(parser, rest[deeper:], word, command, None)
+
+
+def _of_domain(domain: str, before: list[str], word: str) -> Iterable[str]:
+    tools = options.TOOLS.get(domain, {})
+    if not before:
+        return (*options.ACTIONS, *tools)
+    if before[0] in tools:
+        tool = importlib.import_module(f"manyheads.apps.{tools[before[0]][0]}")
+        return _of_parser(capture(tool.main), before[1:], word, domain, domain)
+    return _of_training(domain, before[1:], word) if before[0] in options.ACTIONS else ()
 
 
 def _of_training(domain: str, before: list[str], word: str) -> Iterable[str]:
