@@ -78,7 +78,7 @@ class LongformerAttention(nn.Module):
         if isinstance(global_tokens, int):
             tokens = x[:, :global_tokens]
         else:
-            batch = torch.arange(len(x), device=x.device)[:, None]
+            batch = torch.arange(x.shape[0], device=x.device)[:, None]
             tokens = x[batch, global_tokens.long().clamp(min=0)]
         query = self._split(self.query_global(tokens))
         if tokens.shape[1] <= self.most_folded:

@@ -221,10 +221,23 @@ def read_out(h: Tensor, graphs: Graphs, how: Readout) -> Tensor:
         first, second = wanted(graphs.pairs, "pairs")
         return h[first] * h[second]
     sizes = graphs.sizes.long()
+    if torch.compiler.is_exporting():  # other runtimes have no reduction over segments
+        return _read_out_densely(h, graphs.starts.long(), sizes, how)
     if how == "max":
         found = torch.segment_reduce(h, "max", lengths=sizes, axis=0)
         return found.masked_fill((sizes == 0)[:, None], 0.0)
     total = torch.segment_reduce(h, "sum", lengths=sizes, axis=0)
+    return total if how == "sum" else total / sizes.clamp(min=1)[:, None]
+
+
+def _read_out_densely(h: Tensor, starts: Tensor, sizes: Tensor, how: Readout) -> Tensor:
+    """Read out by the table `[B, N]` of which node is whose."""
+    place = torch.arange(h.shape[0], device=h.device)
+    own = (place >= starts[:-1, None]) & (place < starts[1:, None])
+    if how == "max":
+        found = h.masked_fill(~own[..., None], -torch.inf).amax(1)
+        return found.masked_fill((sizes == 0)[:, None], 0.0)
+    total = own.to(h.dtype) @ h
     return total if how == "sum" else total / sizes.clamp(min=1)[:, None]
 
 

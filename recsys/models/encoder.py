@@ -163,7 +163,7 @@ class Attention(nn.Module):
 
     def _padded(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, dropped: float) -> Tensor:
         """The same with dropped weights, which packed attention does not know: a few histories at a time."""
-        if not len(q):
+        if q.shape[0] == 0:
             return q
         lengths = starts.diff()
         few = lengths.split(-(-len(lengths) // (GROUPS if q.is_cpu else 1)))

@@ -83,7 +83,7 @@ def _patches(model: PatchTST) -> tuple[dict[str, nn.Module], Encode]:
 
     def encode(x: Tensor) -> Tensor:
         tokens = encoder(embedding(x.mT.flatten(0, 1)))  # [B * C, patches, d]
-        return tokens.unflatten(0, (len(x), -1))
+        return tokens.unflatten(0, (x.shape[0], -1))
 
     return {"patch_embedding": embedding, "encoder": encoder}, encode
 

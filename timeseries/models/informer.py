@@ -179,7 +179,7 @@ class Informer(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Make what `forecast` takes."""
         self.channels.check(past, future, static)
-        ahead = x.new_zeros(len(x), self.pred_len, x.shape[-1])
+        ahead = x.new_zeros(x.shape[0], self.pred_len, x.shape[-1])
         x_dec = decoder_channels(torch.cat([known_label(x, self.label_len), ahead], dim=1), future)
         x = history_channels(x, past, future, static)
         check_marks(x_mark, y_mark)

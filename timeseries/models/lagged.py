@@ -228,7 +228,7 @@ class Window(nn.Module):
     def batch(self, x: Tensor, x_mark: Tensor | None, y_mark: Tensor | None) -> Batch:
         """Make a batch of a history alone."""
         check_marks(x_mark, y_mark)
-        ahead = x.new_full((len(x), self.frame.pred_len, x.shape[-1]), torch.nan)
+        ahead = x.new_full((x.shape[0], self.frame.pred_len, x.shape[-1]), torch.nan)
         none = (x[..., :0], ahead[..., :0])
         x_mark, y_mark = none if x_mark is None or y_mark is None else (x_mark, y_mark)
         return {"x": x, "y": ahead, "x_mark": x_mark, "y_mark": y_mark}

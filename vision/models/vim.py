@@ -124,7 +124,7 @@ class VisionMamba(nn.Module):
         if self.class_names:
             found = torch.cat([self.get_parameter(name) for name in self.class_names], 1)
             rows = class_rows(self.class_token, tokens.shape[1])
-            tokens = join_rows(tokens, found.to(tokens.dtype).expand(len(x), -1, -1), rows)
+            tokens = join_rows(tokens, found.to(tokens.dtype).expand(x.shape[0], -1, -1), rows)
         positions: Tensor = self.pos_embed
         if grid != self.grid_size:
             positions = resize_pos_embed(positions, self.grid_size, grid, self.class_token, self.pos_resize)

@@ -53,6 +53,6 @@ def attend_windows(
     if where.shifted:
         sides = reference.regions(where).to(q.device)[None, :, :, None, None]
         side = reference.split(sides, where)[0, :, :, 0, 0]  # [windows, n]
-        mask = (side[:, :, None] == side[:, None, :])[:, None].repeat(len(q), 1, 1, 1)
+        mask = (side[:, :, None] == side[:, None, :])[:, None].repeat(q.shape[0], 1, 1, 1)
     out = attention(*parts, bias=bias, mask=mask, scale=scale, dropout_p=dropout_p)
-    return reference.join(out.unflatten(0, (len(q), -1)), where)
+    return reference.join(out.unflatten(0, (q.shape[0], -1)), where)

@@ -72,6 +72,6 @@ def rows_of_all(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Return the rows `[B, G, H, D]` of the global tokens, which see every real token."""
-    queries = q[torch.arange(len(q), device=q.device)[:, None], index.clamp(min=0)]
+    queries = q[torch.arange(q.shape[0], device=q.device)[:, None], index.clamp(min=0)]
     seen = None if mask is None else mask[:, None, None]
     return attention(queries, k, v, mask=seen, scale=scale, dropout_p=dropout_p)
