@@ -229,4 +229,4 @@ def _faiss() -> ModuleType:
         import faiss
     except ImportError:
         raise UsageError("--search faiss needs faiss: pip install 'manyheads[faiss]'") from None
-    return faiss  # type: ignore[no-any-return]
+    return faiss
