@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 import os
 import secrets
 import sys
@@ -340,7 +341,7 @@ def _run(
     before = total = sum((counts for counts in found if counts is not None), Counts())
     size = _records(predictor, [shard for _, shard in todo], options.shard_size or SHARD_SIZE)
     site = _site(options, task, predictor, inputs)
-    begun = spent.starting
+    begun, ready = spent.starting, math.inf
     with Progress(task.total, task.total - len(todo), size, options.quiet) as progress:
         for done in engine.run(
             todo, task, predictor, workers=workers, check=check, advance=progress.advance, site=site
@@ -348,7 +349,9 @@ def _run(
             progress.finish_shard()
             total += done.counts
             spent.total += done.cost
-            spent.starting = max(spent.starting, begun + done.starting)
+            if done.starting:
+                ready = min(ready, done.starting)
+                spent.starting = begun + ready
     return total, before
 
 

@@ -42,6 +42,7 @@ TABLES = {
     "recsys": ("recsys_data", "recsys_models", "recsys_retrieval"),
     "speech": ("mossformer", "paraformer"),
     "vision": ("vision", "vim"),
+    "jobs": ("jobs",),
 }
 RESULTS = Path(__file__).parent / "results"
 
