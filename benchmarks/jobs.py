@@ -1,11 +1,11 @@
 """Throughput of batch jobs by engine, against a plain loop with the same model: python -m benchmarks jobs.
 
-Photographs of 1600 x 1200 into a small model at 224 pixels: decoding is most of the work. The loop is what one would
-write oneself: read, decode, resize, stack, predict, one table at the end; it has no bad records, no parts, no
-fingerprint, and starts again from nothing. Each runs in a process of its own with one thread a process, in
-turn, several times; a round compares photographs a second once a model is loaded and a first worker ready.
-What comes before that is the start-up, which is printed beside. It needs a quiet machine of two cores or
-more, and takes about four minutes.
+Photographs of 1600 x 1200 into a small model at 224 pixels: decoding is most of the work. The loop is what
+one would write oneself: read, decode, resize, stack, predict, one table at the end; it has no bad records, no
+parts, no fingerprint, and starts again from nothing. Each runs in a process of its own with one thread a
+process, in turn, several times; a round compares photographs a second once a model is loaded and a first
+worker ready. What comes before that is the start-up, which is printed beside. It needs a quiet machine of two
+cores or more, and takes about four minutes.
 """
 
 from __future__ import annotations
