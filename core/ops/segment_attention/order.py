@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyheads.core.dispatch import numba_installed
+from manyheads.core.dispatch import choose, numba_installed
 
 
 class EdgeOrder(NamedTuple):
@@ -53,9 +53,17 @@ def edge_order(edge_index: Tensor, num_nodes: int) -> EdgeOrder:
         raise TypeError(f"edge_order: edge_index must be int64 or int32, not {edge_index.dtype}")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_order: edge_index must be [2, E], not {tuple(edge_index.shape)}")
-    if torch.compiler.is_exporting():  # a program of torch's own operators; the formula looks at no order
-        return EdgeOrder(*_sorted(edge_index[1], num_nodes), *_sorted(edge_index[0], num_nodes))
+    if torch.compiler.is_exporting() and _by_formula(edge_index):
+        # The formula looks at no order, and other runtimes have no stable sort to make one with.
+        edges = torch.arange(edge_index.shape[1], dtype=torch.int32, device=edge_index.device)
+        starts = edges.new_zeros(num_nodes + 1)
+        return EdgeOrder(edges, starts, edges, starts)
     return EdgeOrder(*_order(edge_index, num_nodes))
+
+
+def _by_formula(edge_index: Tensor) -> bool:
+    device = edge_index.device.type
+    return choose("segment_attention", device=device, dtype=torch.float32).backend == "reference"
 
 
 @torch.library.custom_op("manyheads::edge_order", mutates_args=())
