@@ -1,12 +1,12 @@
-"""The server under load, and under attack: python -m benchmarks.serving [--seconds 60] [--store].
+"""The server under load, and under attack: python -m benchmarks.serving [--seconds 60] [--output FOLDER].
 
 A classifier of 224 x 224 images is served by one worker with one thread. Honest clients, in a process of
 their own beside the server, send photos one after the other, come back after `Retry-After` where they are
 turned away, and note each answer. The same model's batch job over the same photos, with one thread too, is
 what the throughput is compared with. Then all again while hostile requests come from eight sides
 (`serving_hostile`), slow ones are held open, and small models of the other domains are served beside. At last
-each hostile request alone, with its answer. It takes about 2 x SECONDS and three minutes. With --store the
-tables are written to `benchmarks/results/serving.md` and `.json`.
+each hostile request alone, with its answer. It takes about 2 x SECONDS and three minutes. With --output
+the tables are written to `serving.md` and `serving.json` there; ours are in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from benchmarks import serving_hostile as hostile
 from benchmarks.serving_load import DEADLINE, ENVIRONMENT, Attack, Watch, honest, send, served
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 MODEL = "vit_tiny_patch16_224"
 
 
@@ -227,7 +226,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=300, help="honest ones (300)")
     parser.add_argument("--photos", type=int, default=512, help="of the batch job (512)")
     parser.add_argument("--only", choices=("load", "hostile"), help="one of the two")
-    parser.add_argument("--store", action="store_true", help="write the tables to benchmarks/results")
+    parser.add_argument("--output", type=Path, help="folder for the tables")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="serving-") as name:
@@ -245,11 +244,11 @@ def main() -> int:
             single = one_by_one(models)
     text = as_text(batch, rows, single)
     print(text)
-    if options.store:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "serving.md").write_text(text)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "serving.md").write_text(text)
         found = {"batch": batch, "load": [asdict(row) for row in rows], "hostile": single}
-        (RESULTS / "serving.json").write_text(json.dumps(found, indent=1) + "\n")
+        (options.output / "serving.json").write_text(json.dumps(found, indent=1) + "\n")
     bad = [row for row in rows if set(row.statuses) - {"200", "429"} or row.p99 > DEADLINE or row.wrong]
     return 1 if bad or not all(each["right"] for each in single) else 0
 
