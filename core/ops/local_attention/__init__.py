@@ -69,6 +69,20 @@ def local_attention(
     if not 0 <= dropout_p < 1:
         raise ValueError(f"local_attention: dropout_p must be in 0 <= p < 1, not {dropout_p}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _run(q, k, v, window, global_tokens, global_rows, mask, scale, dropout_p)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    global_tokens: int | Tensor,
+    global_rows: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
     features: dict[str, bool | int] = {"head_dim": q.shape[-1], "dropout": dropout_p > 0}
     backend = choose("local_attention", device=q.device.type, dtype=q.dtype, **features).backend
     if backend == "reference":
