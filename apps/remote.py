@@ -198,7 +198,7 @@ def written_at(info: dict[str, Any]) -> float:
         value = info.get(key)
         if isinstance(value, int | float):
             return float(value)
-        if hasattr(value, "timestamp"):
+        if value is not None and hasattr(value, "timestamp"):
             return float(value.timestamp())
     return 0.0
 

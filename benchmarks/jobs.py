@@ -27,7 +27,7 @@ from benchmarks.measure import Note, missing
 
 ROUNDS = 3
 MODEL = "vit_tiny_patch16_224"  # of two blocks, and patches of 32
-PHOTOS, SIZE, SHARD, BATCH = 360, (1600, 1200), 30, 16
+PHOTOS, SIZE, SHARD, BATCH = 480, (1600, 1200), 80, 16
 SHAPE = f"{PHOTOS} photos {SIZE[0]}x{SIZE[1]}"
 LOOP = "plain loop"
 # Options of `manyheads predict`, and the least share of the loop's photographs a second.
