@@ -14,7 +14,7 @@ from manyheads.recsys.models.bert4rec import BERT4Rec
 from manyheads.recsys.models.encoder import Items, Packed
 from manyheads.recsys.models.recformer import Recformer, unit
 from manyheads.recsys.models.sasrec import SASRec
-from manyheads.recsys.text_encoding import encode, encode_items
+from manyheads.recsys.text_encoding import encode, place_items
 from manyheads.recsys.text_preprocessing import TextPreprocessing
 from manyheads.recsys.texts import ItemTexts
 from manyheads.recsys.vocabulary import Vocabulary
@@ -128,9 +128,10 @@ class ByText:
         weight = self.model.items().weight.float()
         if not self.new:
             return weight
-        numbers = torch.arange(len(self.known), len(self.ids), device=self.device)
-        states = encode_items(self.model, self.texts.select(numbers), self.kept.cut.max_tokens)
-        return torch.cat([weight, unit(states) / self.model.temperature])
+        numbers = torch.arange(len(self.ids), device=self.device)
+        known, new = (self.texts.select(each) for each in numbers.tensor_split([len(self.known)]))
+        places = place_items(self.model, known, new, self.kept.cut.max_tokens)
+        return torch.cat([weight, places / self.model.temperature])
 
     def queries(self, histories: Packed) -> Tensor:
         """Read histories."""

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 
 from manyheads.core import datasets, hub
 from manyheads.core.errors import DataError, UsageError
@@ -257,6 +258,15 @@ class TextData(LightningDataModule):
         counts = np.bincount(owners[good], minlength=len(whole))
         times = None if whole.times is None else whole.times[good]
         return Sequences(whole.items[good], starts_of(counts), times, whole.user_ids, whole.item_ids)
+
+    def chances(self) -> NDArray[np.float64]:
+        """Return how likely each item that is trained on is to be drawn."""
+        of = self.training
+        others = np.maximum(of.lengths - 1, 1)  # a user's first event is nobody's target
+        shares = 1 / others[of.owners()]  # every user is drawn from as often
+        shares[of.offsets[:-1][of.lengths > 0]] = 0
+        found = np.bincount(of.items, shares, self.num_items)
+        return np.maximum(found, found[found > 0].min()) / found.sum()
 
     def asked(self, part: Part) -> Questions:
         """Return what a part asks."""

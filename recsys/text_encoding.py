@@ -10,9 +10,11 @@ from torch import Tensor
 
 from manyheads.recsys.masking import cut, newest
 from manyheads.recsys.models.encoder import FIRST, Packed
-from manyheads.recsys.models.recformer import Recformer
+from manyheads.recsys.models.recformer import Recformer, unit
 from manyheads.recsys.texts import ItemTexts, text_batch
 
+MOST_KNOWN = 1 << 14  # items that a map of tables is found by
+RIDGE = 1e-3  # of a direction's share of the items, below which it is left as it is
 CPU_TOKENS, TOKENS = 1 << 13, 1 << 17  # of a batch, pads among them
 
 
@@ -62,6 +64,32 @@ def encode_items(model: Recformer, items: ItemTexts, max_tokens: int) -> Tensor:
     alone = Packed(numbers + FIRST, torch.arange(len(items) + 1, device=numbers.device).int())
     with torch.no_grad(), evaluating(model):
         return encode(model, items, alone, 1, max_tokens)
+
+
+@torch.no_grad()
+def place_items(model: Recformer, known: ItemTexts, new: ItemTexts, max_tokens: int) -> Tensor:
+    """Return where new items stand in a model's table, rows of length 1.
+
+    Fine-tuning moves the encoder on from the one that made the table. What it makes of new items is brought
+    there by the linear map that brings the known ones to their rows, found by least squares.
+
+    Args:
+        model: With a table.
+        known: Its items; a few thousand of them will do for the map.
+        new: Others.
+        max_tokens: Of a text.
+
+    Shape:
+        The result `[new, H]`.
+    """
+    assert model.item_embedding is not None
+    some = torch.arange(0, len(known), max(1, len(known) // MOST_KNOWN), device=known.ids.device)
+    now = unit(encode_items(model, known.select(some), max_tokens)).double()
+    then = unit(model.item_embedding.weight[some].float()).double()
+    found = unit(encode_items(model, new, max_tokens)).double()
+    ridge = RIDGE * len(some) * torch.eye(now.shape[1], dtype=now.dtype, device=now.device)
+    change = torch.linalg.solve(now.T @ now + ridge, now.T @ (then - now))  # 0 where nothing has moved
+    return unit(found + found @ change).float()
 
 
 @contextmanager

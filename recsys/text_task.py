@@ -31,7 +31,7 @@ from manyheads.recsys.models.encoder import FIRST, Packed, starts_of
 from manyheads.recsys.models.recformer import Recformer, pretraining, unit
 from manyheads.recsys.retrieval import Factors
 from manyheads.recsys.start import load_text_weights
-from manyheads.recsys.text_encoding import encode, encode_items
+from manyheads.recsys.text_encoding import encode, encode_items, place_items
 from manyheads.recsys.texts import ItemTexts, TextBatch, text_batch
 from manyheads.recsys.word_masking import WordMasks
 
@@ -57,6 +57,8 @@ class Stages:
         language: Weight of the words that pretraining hides and guesses, in histories and in items; 0 hides
             none, and takes half the time.
         mask_rate: Which share of a text is hidden.
+        batch_items: How items of a batch count in pretraining: as they come, popular ones more often
+            ("plain", as published), or by their chances ("corrected"), so that they stand for all items.
         negatives: Items drawn a batch that fine-tuning's targets are held against; 0 for all.
         pretrain_rate: Pretraining's learning rate, as a multiple of the optimizer's. The rate rises, and
             falls by the schedule, in each stage.
@@ -66,6 +68,7 @@ class Stages:
     refresh: int = 10
     language: float = 0.1
     mask_rate: float = 0.15
+    batch_items: Literal["plain", "corrected"] = "plain"
     negatives: int = 0
     pretrain_rate: float = 1.0
 
@@ -122,6 +125,7 @@ class TextRecommender(LightningModule):
         UsageError: The options do not go together.
     """
 
+    _log_chance: Tensor | None
     LINKS: ClassVar[tuple[tuple[str, str, Literal["parse", "instantiate"]], ...]] = (
         ("data.num_items", "model.num_items", "instantiate"),
         ("data.vocab_size", "model.vocab_size", "instantiate"),
@@ -171,6 +175,7 @@ class TextRecommender(LightningModule):
         self._texts: ItemTexts | None = None
         self._cold: Tensor | None = None
         self._masks: WordMasks | None = None
+        self.register_buffer("_log_chance", None, persistent=False)
         self._negatives: losses.Negatives | None = None
         self._tested_cold: Cold | None = None
 
@@ -184,6 +189,8 @@ class TextRecommender(LightningModule):
         data = self._data
         if self.stages.words:
             self._masks = WordMasks(data.kept.tokens, self.stages.mask_rate)
+        if self.stages.batch_items == "corrected":
+            self._log_chance = torch.from_numpy(data.chances()).log().float()
         if self.stages.negatives:
             counts = torch.from_numpy(data.counts[: data.num_items])
             self._negatives = losses.Negatives(counts)
@@ -222,7 +229,8 @@ class TextRecommender(LightningModule):
                 each._replace(at=each.at.to(self.device), targets=each.targets.to(self.device))
                 for each in masked
             )
-        return pretraining(self.model, *texts, masked, self.stages.language, targets).loss
+        chances = None if self._log_chance is None else self._log_chance[known]
+        return pretraining(self.model, *texts, masked, self.stages.language, targets, chances).loss
 
     def _fine_tuning(self, batch: Drawn) -> Tensor:
         """Tell each history's next item from all others; the table is not trained."""
@@ -328,11 +336,13 @@ class TextRecommender(LightningModule):
         self.model.set_items(0, encode_items(self.model, trained, self.max_tokens))
 
     def _begin(self, part: Literal["val", "test"]) -> None:
-        """Begin with no ranks; encode items that were held out, as prediction does with new ones."""
+        """Begin with no ranks; place items that were held out, as prediction does with new ones."""
         self.measuring.begin(self._data, part)
-        cold = torch.arange(self._data.num_items, len(self._items), device=self.device)
-        states = encode_items(self.model, self._items.select(cold), self.max_tokens)
-        self._cold = unit(states) / self.model.temperature
+        numbers = torch.arange(len(self._items), device=self.device)
+        known, cold = (self._items.select(each) for each in numbers.tensor_split([self._data.num_items]))
+        self._cold = self.model.items().weight.new_zeros(0, self.model.longformer.sizes.hidden_size)
+        if len(cold):
+            self._cold = place_items(self.model, known, cold, self.max_tokens) / self.model.temperature
 
     def _factors(self, batch: Asked) -> Factors:
         """Return the scores of all items, those held out last."""

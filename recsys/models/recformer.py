@@ -140,6 +140,7 @@ def pretraining(
     masked: tuple[MaskedText, ...] = (),
     weight: float = 0.1,
     targets: Tensor | None = None,
+    log_chance: Tensor | None = None,
 ) -> Pretraining:
     """Return the loss of histories with their next items, each among all items of the batch, and of words.
 
@@ -151,14 +152,19 @@ def pretraining(
         weight: Of each of the losses of words.
         targets: Which of the items came next; without it an item that comes twice is held against itself, as
             in the published code.
+        log_chance: The logarithm of each of the items' chance to be in a batch: with it the softmax over a
+            batch stands for that over the catalogue (Yi et al. 2019, "Sampling-bias-corrected neural
+            modeling"); without it popular items, which are held against others more often, end too low.
 
     Shape:
-        targets `[B]`.
+        targets `[B]`; log_chance `[items of the batch]`.
     """
     queries = model.queries(histories)
     table = Items(unit(model(items)) / model.temperature)
     rows = torch.arange(len(queries), device=queries.device) if targets is None else targets
     scores = queries @ table.weight.T
+    if log_chance is not None:
+        scores = scores - log_chance
     contrastive = F.cross_entropy(scores, rows)
     loss = contrastive
     for each in masked:

@@ -81,6 +81,16 @@ def test_what_is_drawn_is_an_event_and_the_newest_before_it(tmp_path: Path) -> N
         assert history == split.sequences.history(user)[:-2].tolist()
 
 
+def test_chances_are_those_of_the_draws(tmp_path: Path) -> None:
+    found = data(tmp_path, drawing=Drawing(4, per_user=300, cold=0.25))
+    drawn = np.zeros(36)
+    for batch in found.train_dataloader():
+        drawn += np.bincount(batch.targets.numpy(), minlength=36)
+    chances = found.chances()
+    assert chances.shape == (36,) and chances.sum() == pytest.approx(1)
+    assert np.abs(drawn / drawn.sum() - chances).max() < 6 * (chances.max() / drawn.sum()) ** 0.5
+
+
 def test_batches_are_of_like_length_and_an_epoch_can_be_resumed(tmp_path: Path) -> None:
     options = {"drawing": Drawing(6, per_user=8, buckets=6), "loading": Loading(16)}
     one, other = (data(tmp_path, **options) for _ in range(2))

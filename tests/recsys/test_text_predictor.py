@@ -18,7 +18,7 @@ from manyheads.recsys.models.encoder import FIRST, Packed, starts_of
 from manyheads.recsys.models.recformer import Recformer, unit
 from manyheads.recsys.predictor import Predictor
 from manyheads.recsys.preprocessing import Preprocessing
-from manyheads.recsys.text_encoding import encode, encode_items, text_lengths
+from manyheads.recsys.text_encoding import encode, encode_items, place_items, text_lengths
 from manyheads.recsys.text_preprocessing import TextCut, TextPreprocessing
 from manyheads.recsys.texts import ItemTexts, TextTokens, item_texts, text_batch
 from manyheads.recsys.vocabulary import Vocabulary
@@ -49,7 +49,7 @@ def tokens() -> TextTokens:
 
 
 def model() -> Recformer:
-    """Random weights, so large that texts differ; its table is not what it makes of the items now."""
+    """Random weights, so large that texts differ; its table is what it makes of the items."""
     torch.manual_seed(1)
     found = create_model(
         "recformer", vocab_size=300, num_items=ITEMS, hidden_size=16, layers=1, heads=2, inner_size=32,
@@ -59,6 +59,7 @@ def model() -> Recformer:
     for weight in found.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.4)
+    found.set_items(0, encode_items(found, item_texts(tokens(), films(0, ITEMS)), 60))
     return found.eval()
 
 
@@ -173,15 +174,31 @@ def test_a_folder_without_texts_needs_the_table(tmp_path: Path) -> None:
 
 def test_new_items_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = core.configure(predictor(), {"items": table(tmp_path / "items.csv")})
-    sizes: list[int] = []
+    sizes: list[tuple[int, int]] = []
 
-    def noted(recformer: Recformer, texts: ItemTexts, most: int) -> torch.Tensor:
-        sizes.append(len(texts))
-        return encode_items(recformer, texts, most)
+    def noted(recformer: Recformer, known: ItemTexts, new: ItemTexts, most: int) -> torch.Tensor:
+        sizes.append((len(known), len(new)))
+        return place_items(recformer, known, new, most)
 
-    monkeypatch.setattr("manyheads.recsys.scorers.encode_items", noted)
+    monkeypatch.setattr("manyheads.recsys.scorers.place_items", noted)
     list(core.rows(one, log(ITEMS), 4))
-    assert sizes == [NEW]
+    assert sizes == [(ITEMS, NEW)]
+
+
+def test_new_items_are_placed_where_the_table_has_their_like() -> None:
+    """The table is of another encoder: what ours makes of items, turned and moved."""
+    one, moved = model(), model()
+    known, new = (item_texts(tokens(), films(first, count)) for first, count in ((0, ITEMS), (ITEMS, NEW)))
+    same = place_items(one, known, new, 60)
+    torch.testing.assert_close(same, unit(encode_items(one, new, 60)), atol=1e-5, rtol=0)
+    turn, _ = torch.linalg.qr(torch.randn(16, 16))
+
+    def elsewhere(texts: ItemTexts) -> torch.Tensor:
+        return unit(unit(encode_items(one, texts, 60)) @ turn + 0.2)
+
+    moved.set_items(0, elsewhere(known))
+    found, wanted = place_items(moved, known, new, 60), elsewhere(new)
+    assert float((found - wanted).norm(dim=1).mean()) < 0.2 * float((same - wanted).norm(dim=1).mean())
 
 
 def test_texts_of_like_length_share_a_batch() -> None:
