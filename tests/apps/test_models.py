@@ -452,3 +452,30 @@ def test_dialects_are_listed(capsys):
     code, printed = run(capsys, "pull", "--dialects")
     assert code == 0
     assert all(name in printed for name in LAYOUTS)
+
+
+class Terminal(io.StringIO):
+    """A standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_shows_file_bytes_and_rate(fake_hub, capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr", shown := Terminal() if terminal else io.StringIO())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    from manyheads.apps.downloads import Bar
+
+    with Bar() as bar:
+        for received in (0, 500_000, 1_000_000):
+            bar("w.bin", received, 1_000_000)
+    assert ("w.bin" in shown.getvalue()) == terminal
+    assert ("1.0/1.0 MB" in shown.getvalue()) == terminal
+    with Bar(quiet=True) as bar:
+        before = shown.getvalue()
+        bar("w.bin", 1, 2)
+        assert shown.getvalue() == before
+    fake_hub.repositories["org/there"].commit(cct_files()[0])
+    assert main(["models", "pull", "org/there"]) == 0
+    assert ("cct_2_3x2_32_cifar10.pth" in shown.getvalue()) == terminal
