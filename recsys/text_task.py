@@ -33,7 +33,7 @@ from manyheads.recsys.retrieval import Factors
 from manyheads.recsys.start import load_text_weights
 from manyheads.recsys.text_encoding import encode, encode_items, place_items
 from manyheads.recsys.texts import ItemTexts, TextBatch, text_batch
-from manyheads.recsys.word_masking import WordMasks
+from manyheads.recsys.word_masking import MaskedText, WordMasks
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -219,16 +219,10 @@ class TextRecommender(LightningModule):
         """Tell each history's next item from the batch's others; guess hidden words."""
         known, targets = batch.targets.unique(return_inverse=True)
         texts = self._read(batch.histories), self._read(_alone(known))
-        masked = ()
+        masked: tuple[MaskedText, ...] = ()
         if self._masks is not None:
-            seed = [self._data.seed, self.current_epoch, number, self.global_rank]
-            rng = np.random.default_rng(seed)
-            hidden = [self._masks(each.to("cpu"), rng) for each in texts]
-            masked = tuple(each._replace(batch=each.batch.to(self.device)) for each in hidden)
-            masked = tuple(
-                each._replace(at=each.at.to(self.device), targets=each.targets.to(self.device))
-                for each in masked
-            )
+            rng = np.random.default_rng([self._data.seed, self.current_epoch, number, self.global_rank])
+            masked = tuple(self._masks(each.to("cpu"), rng).to(self.device) for each in texts)
         chances = None if self._log_chance is None else self._log_chance[known]
         return pretraining(self.model, *texts, masked, self.stages.language, targets, chances).loss
 

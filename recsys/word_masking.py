@@ -34,6 +34,10 @@ class MaskedText(NamedTuple):
     at: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device | str) -> MaskedText:
+        """Return it on a device."""
+        return MaskedText(self.batch.to(device), self.at.to(device), self.targets.to(device))
+
 
 class WordMasks:
     """Hides words: of the tokens to be guessed 8 of 10 become <mask>, one another token, one stays.

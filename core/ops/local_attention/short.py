@@ -27,9 +27,9 @@ def forward(
     """Return the output `[B, N, H, D]`; rows of global and of masked tokens mean nothing."""
     out = torch.empty(q.shape, dtype=q.dtype)
     for part in _parts(q):
-        heads = [_heads(x[part]) for x in (q, k, v)]
-        shown = _shown(len(heads[0]), q.shape[1], index, mask, part, window)
-        found = F.scaled_dot_product_attention(*heads, attn_mask=shown, scale=scale)
+        query, key, value = (_heads(x[part]) for x in (q, k, v))
+        shown = _shown(len(query), q.shape[1], index, mask, part, window)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=shown, scale=scale)
         out[part] = found.transpose(1, 2)
     return out
 
