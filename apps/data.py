@@ -35,7 +35,7 @@ def main(args: Sequence[str]) -> int:
     if given.action == "get":
         if given.name is None:
             raise UsageError("manyheads data get needs a NAME (`manyheads data list` lists them)")
-        path = datasets.locate(given.name, None if given.json else _show_bytes)
+        path = datasets.locate(given.name, None if given.json else show_bytes)
         print(json.dumps({"name": given.name, "path": str(path)}) if given.json else path)
         return 0
     if given.name is not None:
@@ -62,7 +62,8 @@ def place(dataset: datasets.DataSet) -> str:
     return "to download" if all(file.address for file in dataset.files) else "by hand"
 
 
-def _show_bytes(received: int, total: int) -> None:
+def show_bytes(received: int, total: int) -> None:
+    """Show how far a download is, where someone looks on."""
     if sys.stderr.isatty():
         end = "\n" if received >= total else ""
         print(f"\r{received / 1e6:.1f} of {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
