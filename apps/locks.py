@@ -174,7 +174,7 @@ def leased(place: Place, run: str) -> Iterator[Lock]:
     finally:
         ended.set()
         beating.join()
-        if lock.lost_to is None:
+        if is_of(settled(place), run):  # and not that of one who took it over
             place.remove(LOCK)
 
 

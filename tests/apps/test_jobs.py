@@ -311,6 +311,7 @@ def test_lines_and_summary(options, fake, capsys, monkeypatch):
     assert "40 records" in lines[-2]
     assert "3 bad" in lines[-2]
     assert lines[-1].startswith(f"40 records, 72 rows, 3 bad -> {options.output} (40 records in ")
+    assert " records/s, start-up 0.0 s, reading and preparing " in lines[-1]
     (options.output / "_SUCCESS").unlink()
     (options.output / "part-00004-of-00005.parquet").unlink()
     run_job(again(options, quiet=False), load=fake.load)

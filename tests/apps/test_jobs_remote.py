@@ -74,13 +74,14 @@ def start(options, fake, kind="joining", fault=None, **changes):
     return run_job(dataclasses.replace(options, model=model, **changes), load=fake.load, fault=fault)
 
 
-@pytest.fixture
-def undisturbed(options, fake, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(fake, tmp_path_factory, inspect_folder):
     """What a local job leaves, by kind."""
-    found = {}
+    folder, found = tmp_path_factory.mktemp("undisturbed"), {}
+    source = inspect_folder.write_source(folder / "in.txt", bad=(3, 17, 18))
     for kind in KINDS:
-        out = tmp_path / "local" / kind
-        start(options, fake, kind, output=out)
+        out = folder / kind
+        start(JobOptions("", [str(source)], out, shard_size=8, max_bad=0.1, quiet=True), fake, kind)
         found[kind] = {
             path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()
         }
