@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.ops import EdgeOrder, edge_order, segment_attention
 from manyheads.core.products import project
+from manyheads.core.residual import Block, fits, residual_block
 from manyheads.core.weights import check_fit
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.models.inputs import (
@@ -160,6 +161,11 @@ class GraphTransformerLayer(nn.Module):
     def _finish(self, s: str, x: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention, the same for nodes and edges with parameters of their own."""
         y = F.dropout(attended.flatten(1), self.dropout, self.training)
+        if self.norm == "batch" and self.residual and not (self.dropout and self.training):
+            parts = ("O{}", "batch_norm1{}", "FFN{}_layer1", "FFN{}_layer2", "batch_norm2{}")
+            block = Block(*(getattr(self, part.format(s)) for part in parts))
+            if fits(block, x, y):
+                return residual_block(block, x, y)
         x = self._normed(f"1{s}", project(self.get_submodule(f"O{s}"), y, add=self._added(x)))
         y = project(self.get_submodule(f"FFN{s}_layer1"), x, relu=True)
         y = F.dropout(y, self.dropout, self.training)
