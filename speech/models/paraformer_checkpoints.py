@@ -37,6 +37,7 @@ _OTHERS = (
 _MODELS = ("Paraformer", "BiCifParaformer", "ParaformerStreaming")
 _ENCODERS = ("SANMEncoder", "SANMEncoderChunkOpt", "ConformerEncoder")
 _CONFORMER = "ConformerEncoder"
+MOST = 1 << 20  # letters of a config; with aliases a few of them unfold to a terabyte
 LICENCE = "FunASR Model Open Source License (attribution)"  # of the published weights
 _PREDICTORS = {"CifPredictor": "depthwise", "CifPredictorV2": "full", "CifPredictorV3": "full"}
 # What the published configurations say and ours cannot change.
@@ -181,7 +182,10 @@ def read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if len(text) > MOST or any(isinstance(each, yaml.AliasToken) for each in yaml.scan(text)):
+            raise DataError(f"{path} is too long, or repeats parts of itself by aliases: refused")
+        config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     except (yaml.YAMLError, RecursionError) as error:

@@ -259,3 +259,16 @@ def test_no_code_is_run(tmp_path):
     torch.save({"a": Spy()}, tmp_path / "model.pt")
     with pytest.raises(DataError, match="does not hold tensors alone"):
         read_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_config_that_unfolds_without_end_is_refused(published):
+    """Nine aliases of nine each, nine times: a few hundred letters, whose text would fill a disk."""
+    _, folder = published
+    levels = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 12))
+    text = f"l0: &l0 [x]\n{levels}\nmodel: Paraformer\nencoder: *l11\n"
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(DataError, match="repeats parts of itself by aliases: refused"):
+        load_published(folder)
+    (folder / "config.yaml").write_text("# " + "x" * (1 << 20))
+    with pytest.raises(DataError, match="is too long"):
+        load_published(folder)
