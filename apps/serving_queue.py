@@ -26,6 +26,7 @@ log = logging.getLogger("manyheads.serving")
 
 SHARE = 0.4  # of the deadline that a request may be expected to wait: others may take longer than expected
 REMEMBERED = 8  # batches
+SHED_S = 0.5  # between two looks at what waits
 BATCH_S = 1.0  # that a batch should take at most; requests that are expected to take longer go alone
 UNKNOWN_BATCH = 8  # requests of a batch, as long as it is not known how long they take
 LONGEST_PAUSE_S = 30  # between two starts of a worker that keeps dying
@@ -59,7 +60,7 @@ class Policy:
     deadline_s: float = 30
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """An admitted request.
 
@@ -102,11 +103,14 @@ class Rate:
         self.each = 0.7 * self.each + 0.3 * self.recent[-1] if self.each else self.recent[-1]
         return seconds
 
+    def usual(self) -> float:
+        """Return what a request takes about, those among them that are not done."""
+        now = time.perf_counter()
+        return max([self.each, *((now - begin) / requests for begin, requests in self.running.values())])
+
     def worst(self) -> float:
         """Return what a request may take, by the last batches and those that are not done."""
-        now = time.perf_counter()
-        open = [(now - begin) / requests for begin, requests in self.running.values()]
-        return max([self.each, *self.recent, *open])
+        return max([self.usual(), *self.recent])
 
 
 @dataclass
@@ -150,6 +154,7 @@ class Model:
         """
         started = await asyncio.gather(*(self._start(i) for i in range(self.count)))
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in started]
+        self._tasks.append(asyncio.create_task(self._shed()))
 
     async def _start(self, number: int) -> Worker:
         worker = Worker(self.plan, number)
@@ -173,8 +178,7 @@ class Model:
         ahead = len(self.waiting) + self.running
         wait = ahead * self.rate.worst() / len(self.workers)
         if len(self.waiting) >= self.policy.queue or (ahead and wait > SHARE * self.policy.deadline_s):
-            after = min(60, max(1, math.ceil(wait / 2)))
-            raise Refused(Problem(429, "busy", "too many requests wait; try again later"), after)
+            raise _busy(wait)
 
     async def submit(self, work: Work, left: asyncio.Future[None] | None = None) -> Answer:
         """Answer a request.
@@ -271,6 +275,20 @@ class Model:
             return min(UNKNOWN_BATCH, self.plan.batch)
         return max(1, min(self.plan.batch, int(BATCH_S / self.rate.each)))
 
+    async def _shed(self) -> None:
+        """Turn away, as soon as it shows, what waits and will be too late: others take longer than expected."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(SHED_S)
+            each = self.rate.usual() / max(1, len(self.workers))
+            for place, ticket in reversed(list(enumerate(self.waiting, 1 + self.running))):
+                if clock() + place * each <= ticket.arrived + self.policy.deadline_s:
+                    break
+                if not ticket.future.done():
+                    ticket.future.set_exception(_busy(place * each))
+                self.waiting.remove(ticket)
+            self._count_waiting()
+
     async def _answer(self, worker: Worker, tickets: list[Ticket]) -> None:
         """Have a batch answered."""
         if not tickets:  # another worker was faster
@@ -325,6 +343,12 @@ class Model:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self.workers.values()))
         self.workers.clear()
+
+
+def _busy(wait: float) -> Refused:
+    """Return the answer to a request that has no place: how long others wait tells when to come back."""
+    after = min(60, max(1, math.ceil(wait / 2)))
+    return Refused(Problem(429, "busy", "too many requests wait; try again later"), after)
 
 
 def _leaver(worker: Worker, number: int) -> Callable[[], None]:

@@ -149,6 +149,25 @@ def test_what_could_not_be_answered_in_time_is_not_admitted():
     with_model(test)
 
 
+def test_what_waits_and_will_be_too_late_is_turned_away_early():
+    """Eight were admitted while requests took a moment; then one takes a second and more."""
+
+    async def test(model, workers):
+        model.rate.each = 0.01
+        begin = time.monotonic()
+        slow = asyncio.create_task(outcome(model, "1.5!"))
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(outcome(model, 0.1)) for _ in range(8)]
+        found = await asyncio.gather(*waiting)
+        assert 429 in found
+        assert set(found) <= {200, 429, b"{}"}
+        assert found == sorted(found, key=lambda each: each == 429)  # the last ones
+        assert await slow == b"{}"
+        assert time.monotonic() - begin < 10
+
+    with_model(test, Policy(deadline_s=4))
+
+
 def test_after_the_deadline_is_504_and_what_waits_is_never_begun():
     async def test(model, workers):
         busy = asyncio.create_task(outcome(model, "1.0!"))
