@@ -44,13 +44,14 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cells: int
     ) -> Tensor:
-        learns = any(ctx.needs_input_grad)
+        learns, table_learns = any(ctx.needs_input_grad), ctx.needs_input_grad[2]
         table = weight.to(states.dtype)
         added = None if bias is None else bias.to(states.dtype)
         total = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
         dstates = dweight = dbias = states.new_empty(0)
         if learns:
-            dstates, dweight = torch.empty_like(states), torch.zeros_like(weight)
+            dstates = torch.empty_like(states)
+            dweight = torch.zeros_like(weight) if table_learns else dweight
             dbias = dbias if bias is None else torch.zeros_like(bias)
         rows, count = max(1, cells // len(weight)), max(1, len(states))
         for first in range(0, len(states), rows):
@@ -63,7 +64,8 @@ class _CrossEntropy(torch.autograd.Function):
             slope = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=logs.dtype))
             slope = slope.div_(count).to(states.dtype)
             dstates[first : first + rows] = product(slope, table)
-            dweight += product(slope.t(), part)
+            if table_learns:
+                dweight += product(slope.t(), part)
             if bias is not None:
                 dbias += slope.sum(0)
         ctx.save_for_backward(dstates, dweight, dbias)
@@ -72,7 +74,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dstates, dweight, dbias = ctx.saved_tensors
-        return grad * dstates, None, grad * dweight, grad * dbias if ctx.needs_input_grad[3] else None, None
+        wanted = ctx.needs_input_grad
+        of_table = grad * dweight if wanted[2] else None
+        return grad * dstates, None, of_table, grad * dbias if wanted[3] else None, None
 
 
 class Negatives(nn.Module):

@@ -91,7 +91,7 @@ class TextData(LightningDataModule):
         drawing: What is trained on, and which items are not.
         loading: Batches.
         start: A model folder whose items keep their numbers, and texts their tokens; the model's start says
-            it.
+            it. One that was converted from published weights keeps neither: texts.vocabulary names its own.
     """
 
     def __init__(
@@ -170,10 +170,18 @@ class TextData(LightningDataModule):
         self._ready = True
 
     def _before(self) -> tuple[Preprocessing, TextPreprocessing] | None:
-        """Return what the folder keeps that training starts from."""
+        """Return what the folder keeps that training starts from; None where it is a published model's.
+
+        Raises:
+            UsageError: It keeps no vocabulary, and none is named.
+        """
         if self.start is None:
             return None
         found = hub.read_config(hub.find_folder(Path(self.start))).preprocessing
+        if not found:
+            if self.options.vocabulary is None:
+                raise UsageError(f"{self.start} keeps no vocabulary: name its own with data.texts.vocabulary")
+            return None
         kept = Preprocessing.from_json(found)
         return kept, TextPreprocessing.from_json(found, len(kept.item_ids))
 

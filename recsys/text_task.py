@@ -7,8 +7,7 @@ Source: Li et al. 2023 (arXiv 2305.13731) and the code beside it (AaronHeee/RecF
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -17,7 +16,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from manyheads.core import optimization
 from manyheads.core.catalog import builder, create_model, find
@@ -27,9 +25,10 @@ from manyheads.core.training import run_steps
 from manyheads.recsys import losses
 from manyheads.recsys.cold import Cold, measure_cold
 from manyheads.recsys.measuring import Measuring, Sampled
-from manyheads.recsys.models.encoder import FIRST, Packed, starts_of
+from manyheads.recsys.models.encoder import FIRST, Items, Packed, starts_of
 from manyheads.recsys.models.recformer import Recformer, pretraining, unit
 from manyheads.recsys.retrieval import Factors
+from manyheads.recsys.stages import Stages, make_schedule
 from manyheads.recsys.start import load_text_weights
 from manyheads.recsys.text_encoding import encode, encode_items, place_items
 from manyheads.recsys.texts import ItemTexts, TextBatch, text_batch
@@ -42,62 +41,7 @@ if TYPE_CHECKING:
     from manyheads.recsys.text_data import TextData
 
 Plain = bool | int | float | str | None
-Stage = Literal["pretrain", "refresh", "keep"]
 TASK = "text_recommendation"
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What a run does, one after the other; what is left of trainer.max_epochs keeps the table.
-
-    Args:
-        pretrain: Epochs in which histories and their next items, both read, find each other in a batch.
-        refresh: Epochs of fine-tuning over the whole catalogue, whose table is encoded anew before each. The
-            best epoch so far is where the rest goes on from, with its table.
-        language: Weight of the words that pretraining hides and guesses, in histories and in items; 0 hides
-            none, and takes half the time.
-        mask_rate: Which share of a text is hidden.
-        batch_items: How items of a batch count in pretraining: as they come, popular ones more often
-            ("plain", as published), or by their chances ("corrected"), so that they stand for all items.
-        negatives: Items drawn a batch that fine-tuning's targets are held against; 0 for all.
-        pretrain_rate: Pretraining's learning rate, as a multiple of the optimizer's. The rate rises, and
-            falls by the schedule, in each stage.
-    """
-
-    pretrain: int = 0
-    refresh: int = 10
-    language: float = 0.1
-    mask_rate: float = 0.15
-    batch_items: Literal["plain", "corrected"] = "plain"
-    negatives: int = 0
-    pretrain_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, holds, wanted in (
-            ("pretrain", self.pretrain >= 0, "0 or more"),
-            ("refresh", self.refresh >= 0, "0 or more"),
-            ("language", self.language >= 0, "0 or more"),
-            ("mask_rate", 0 < self.mask_rate < 1, "above 0 and below 1"),
-            ("negatives", self.negatives >= 0, "0 or more"),
-            ("pretrain_rate", self.pretrain_rate > 0, "above 0"),
-        ):
-            if not holds:
-                raise UsageError(f"stages.{name} must be {wanted}")
-
-    @property
-    def words(self) -> bool:
-        """Whether words are guessed."""
-        return self.pretrain > 0 and self.language > 0
-
-    def at(self, epoch: int) -> Stage:
-        """Return an epoch's stage."""
-        if epoch < self.pretrain:
-            return "pretrain"
-        return "refresh" if epoch < self.pretrain + self.refresh else "keep"
-
-    def begins(self) -> tuple[int, int]:
-        """Return the first epochs of the second and third stage."""
-        return self.pretrain, self.pretrain + self.refresh
 
 
 class TextRecommender(LightningModule):
@@ -142,7 +86,7 @@ class TextRecommender(LightningModule):
         max_tokens: int,
         name: str = "recformer",
         arguments: dict[str, Plain] | None = None,
-        stages: Stages = Stages(),  # frozen, as those below
+        stages: Stages = Stages(),  # noqa: B008  # frozen, as those below
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         ks: list[int] = [5, 10, 20],  # noqa: B006  # not changed
         sampled: Sampled = Sampled(),  # noqa: B008
@@ -173,6 +117,7 @@ class TextRecommender(LightningModule):
         self.model = model
         self._best: tuple[float, dict[str, Tensor]] | None = None  # before the last stage
         self._texts: ItemTexts | None = None
+        self._table: tuple[int, Items] | None = None
         self._cold: Tensor | None = None
         self._masks: WordMasks | None = None
         self.register_buffer("_log_chance", None, persistent=False)
@@ -228,11 +173,19 @@ class TextRecommender(LightningModule):
 
     def _fine_tuning(self, batch: Drawn) -> Tensor:
         """Tell each history's next item from all others; the table is not trained."""
-        queries, items = self.model.queries(self._read(batch.histories)), self.model.items()
+        queries, items = self.model.queries(self._read(batch.histories)), self._catalogue()
         if self._negatives is None:
             return losses.cross_entropy(queries, batch.targets, items)
         drawn = self._negatives(self.stages.negatives)
         return losses.sampled_softmax(queries, batch.targets, items, drawn)
+
+    def _catalogue(self) -> Items:
+        """Return the table's items: made once for all steps between two changes of it."""
+        assert self.model.item_embedding is not None
+        version = self.model.item_embedding.weight._version
+        if self._table is None or self._table[0] != version or self._table[1].weight.device != self.device:
+            self._table = version, self.model.items()
+        return self._table[1]
 
     def on_validation_epoch_start(self) -> None:
         """Encode the table where pretraining has changed the model; begin with no ranks."""
@@ -295,25 +248,8 @@ class TextRecommender(LightningModule):
         """
         optimizer = optimization.make_optimizer(self.model, self.optimizer)
         steps, epoch = run_steps(self.trainer, len(self._data.train_dataloader()))
-        second, third = (begin * epoch for begin in self.stages.begins())
-        edges = [0, second, third, max(third, steps)]
-        if self.optimizer.schedule == "cosine":
-            for first, end in pairwise(edges):
-                if 0 < end - first <= self.optimizer.warmup_steps:
-                    rise = self.optimizer.warmup_steps
-                    raise UsageError(
-                        f"optimizer.warmup_steps {rise} are a whole stage of {end - first} steps"
-                    )
-
-        def rate(step: int) -> float:
-            number = max(0, sum(edge <= step for edge in edges[:3]) - 1)
-            found = optimization.rate(self.optimizer, edges[number + 1] - edges[number], step - edges[number])
-            return found * (self.stages.pretrain_rate if step < edges[1] else 1.0)
-
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
-        }
+        schedule = make_schedule(optimizer, self.optimizer, self.stages, steps, epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the best weights of the stages before the last."""

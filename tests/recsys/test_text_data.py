@@ -222,6 +222,20 @@ def test_a_start_keeps_numbers_and_tokens(tmp_path: Path) -> None:
         assert torch.equal(one, other) == (number != changed)
 
 
+def test_a_start_from_published_weights_needs_their_vocabulary(tmp_path: Path) -> None:
+    before = data(tmp_path)
+    arguments = {"vocab_size": before.vocab_size, "hidden_size": 8, "heads": 1, "layers": 1}
+    model = create_model("recformer", **arguments)
+    about = {"domain": "recsys", "name": "recformer", "arguments": arguments, "preprocessing": {}}
+    hub.save(tmp_path / "model", model, **about)
+    with pytest.raises(UsageError, match=r"keeps no vocabulary: name its own with data.texts.vocabulary"):
+        data(tmp_path, start=str(tmp_path / "model")).setup()
+    (tmp_path / "tokenizer.json").write_text(before.kept.tokens.to_json())
+    named = Texts(vocabulary=str(tmp_path), max_tokens=64)
+    later = data(tmp_path, start=str(tmp_path / "model"), texts=named)
+    assert later.num_items == 48 and torch.equal(later.texts.ids, before.texts.ids)
+
+
 def first(texts: ItemTexts, count: int) -> ItemTexts:
     return texts.select(torch.arange(count))
 

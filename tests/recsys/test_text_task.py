@@ -22,8 +22,9 @@ from manyheads.recsys.data import Core, Loading, Splitting
 from manyheads.recsys.measuring import Sampled
 from manyheads.recsys.metrics import measure
 from manyheads.recsys.models.encoder import FIRST, Packed, starts_of
+from manyheads.recsys.stages import Stages
 from manyheads.recsys.text_data import Drawing, TextData, Texts
-from manyheads.recsys.text_task import Stages, TextRecommender
+from manyheads.recsys.text_task import TextRecommender
 from manyheads.recsys.texts import text_batch
 
 COLOURS = ("red", "blue", "green", "black", "white", "gold")
