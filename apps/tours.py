@@ -114,7 +114,7 @@ TOURS: dict[str, Tour] = {
         source="papers",
         job="classes",
         columns=("id", "label", "probability"),
-        plot=("graph", "explain", "{}/model", "{}/papers", "-o", "{}/why", "--most", "4"),
+        plot=("graph", "explain", "{}/model", "{}/papers", "-o", "{}/why", "--row", "1740", "1743", "1776"),
         pictures={
             "picture.png": "which classes are taken for which",
             "why/pictures": "which words and neighbours speak for the class of a paper",
