@@ -151,6 +151,8 @@ class RemoteStore:
                 self._place[0].pipe_file(target, text.encode(), mode="create")
             except FileExistsError:
                 return False
+            except FileNotFoundError as error:
+                raise ManyheadsError(f"{self.name} cannot be written: {error}") from error
             return True
 
         return bool(reached(self.name, pipe))
@@ -207,7 +209,7 @@ def reached(name: str, call: Any) -> Any:
     """Call a file system; what it cannot do is told in a line."""
     try:
         return call()
-    except (FileNotFoundError, FileExistsError):
+    except (FileNotFoundError, FileExistsError, ManyheadsError):
         raise
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__

@@ -407,3 +407,37 @@ def test_a_beat_that_is_half_written_does_not_end_the_run(options, fake, memory,
     monkeypatch.setattr(locks, "BEAT_S", 60)
     assert start(options, fake).exit_code == 0
     assert len(looks) >= 15
+
+
+@pytest.mark.slow
+def test_s3_by_configuration_alone(options, fake, source, undisturbed, monkeypatch):
+    """`pip install s3fs 'moto[server]'`, then `pytest -m slow tests/apps/test_jobs_remote.py`."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.config.set_conf_env(fsspec.config.conf)
+    monkeypatch.setattr(locks, "BEAT_S", 1.0)
+    system = fsspec.filesystem("s3")
+    system.mkdir("bucket")
+    system.pipe_file("bucket/in/in.txt", source.read_bytes())
+    known = {"inputs": ["s3://bucket/in/*.txt"], "output": "s3://bucket/out"}
+
+    def hook(point, index):
+        if (point, index) == ("part", 2):
+            with pytest.raises(ManyheadsError, match="another runner is at work here"):
+                start(options, fake, resume=True, **known)
+            raise Fault
+
+    with pytest.raises((Fault, ManyheadsError)):
+        start(options, fake, fault=hook, **known)
+    assert start(options, fake, resume=True, **known).exit_code == 0
+    found = {path.removeprefix("bucket/out/"): system.cat_file(path) for path in system.find("bucket/out")}
+    assert found == undisturbed["joining"]
+    with pytest.raises(ManyheadsError, match=r"s3://none/out cannot be (used|written)"):
+        start(options, fake, output="s3://none/out")
+    server.stop()
