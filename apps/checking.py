@@ -111,7 +111,7 @@ def _check_config(file: Path, known: Mapping[str, str]) -> list[str] | None:
     """Check a config's keys and values; returns the names of the model's arguments, if it has any to say."""
     arguments: list[str] | None = None
 
-    def walk(content: Mapping[object, object], prefix: str) -> None:
+    def walk(content: Mapping[str, object], prefix: str) -> None:
         nonlocal arguments
         for key, value in content.items():
             name = f"{prefix}{key}".removesuffix("+")
