@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import manyheads
-from manyheads.apps import cli
+from manyheads.apps import cli, options, training
 from manyheads.apps.curves import read_log
 from manyheads.core import hub
 
@@ -63,25 +63,25 @@ def parts(folder: Path) -> pd.DataFrame:
 def test_fit_validate_test_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, small = tmp_path / "run", tmp_path / "small.yaml"
     small.write_text(SMALL)
-    options = ("--config", "recformer_ml_100k", "--config", small, "--output", run)
-    assert call("recsys", "fit", *options) == 0
+    arguments = ("--config", "recformer_ml_100k", "--config", small, "--output", run)
+    assert call("recsys", "fit", *arguments) == 0
     assert capsys.readouterr().out.count("val_ndcg@10") == 3 + 1
     log = read_log(run / "logs")
     folder = hub.read_config(run / "model")
     assert folder.arguments["num_items"] == 1282  # one of twenty of 1,349 is never trained on
     assert folder.training["best_val_ndcg@10"] == pytest.approx(log["val_ndcg@10"].max())
-    assert call("recsys", "validate", *options) == 0
+    assert call("recsys", "validate", *arguments) == 0
     validated = json.loads((run / "validate.json").read_text())
     assert validated["val_ndcg@10"] == pytest.approx(log["val_ndcg@10"].max())
     capsys.readouterr()
-    assert call("recsys", "test", *options) == 0
+    assert call("recsys", "test", *arguments) == 0
     assert "items that training never saw: 67, in" in capsys.readouterr().out
     tested = json.loads((run / "test.json").read_text())
     assert {"test_ndcg@10", "test_cold_hr@10", "test_cold_only_chance_ndcg@20"} <= tested.keys()
     assert len(pd.read_csv(run / "ranks.csv")) == 943
     cold = pd.read_csv(run / "cold_ranks.csv")
     assert cold["item_id"].nunique() == 67
-    assert call("recsys", "predict", *options) == 0
+    assert call("recsys", "predict", *arguments) == 0
     rows = parts(run / "predictions")
     assert rows.groupby("user_id").size().eq(10).all() and rows["user_id"].nunique() == 943
     assert not set(rows["item_id"]) & set(cold["item_id"].astype(str))
@@ -109,8 +109,8 @@ def write(folder: Path) -> tuple[Path, Path]:
 def test_a_log_and_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (log, items), config, run = write(tmp_path), tmp_path / "own.yaml", tmp_path / "run"
     config.write_text(OWN)
-    options = ("--config", config, "--data.dataset", log, "--data.items", items, "--output", run)
-    assert call("recsys", "fit", *options) == 0
+    arguments = ("--config", config, "--data.dataset", log, "--data.items", items, "--output", run)
+    assert call("recsys", "fit", *arguments) == 0
     assert hub.read_config(run / "model").arguments["num_items"] == 39
     job = ("predict", run / "model", log, "--quiet", "--shard-size", 50, "--top-k", 50)
     assert call(*job, "-o", tmp_path / "known") == 0
@@ -137,8 +137,8 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     config = tmp_path / "own.yaml"
     config.write_text(OWN)
     log, items = write(tmp_path)
-    options = ("--config", config, "--data.dataset", log, "--data.items", items, "--patience", 9)
-    fit = ("recsys", "fit", *options, "--trainer.max_epochs")
+    arguments = ("--config", config, "--data.dataset", log, "--data.items", items, "--patience", 9)
+    fit = ("recsys", "fit", *arguments, "--trainer.max_epochs")
     assert call(*fit, 5, "--output", tmp_path / "whole") == 0
     resumed = ("--ckpt_path", tmp_path / "cut" / "last.ckpt", "--output", tmp_path / "cut")
     assert call(*fit, 1, "--output", tmp_path / "cut") == 0
@@ -148,3 +148,10 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert len(whole) == 5
     for name in ("train_loss", "val_ndcg@5", "val_mrr@5"):
         assert cut[name].tolist() == whole[name].tolist()
+
+
+@pytest.mark.parametrize("task", ["recommendation", "text_recommendation"])
+def test_the_shipped_help_is_the_parsers(task: str) -> None:
+    shipped = (options.CONFIGS / "recsys" / "help" / f"{task}.txt").read_text()
+    made = training.write_help("recsys", options.find_task("recsys", task))
+    assert made == shipped, "run: python -m manyheads.apps.training"
