@@ -276,7 +276,7 @@ class Model:
         return max(1, min(self.plan.batch, int(BATCH_S / self.rate.each)))
 
     async def _shed(self) -> None:
-        """Turn away, as soon as it shows, what waits and will be too late: others take longer than expected."""
+        """Turn away, once it shows, what waits and will be too late: others took longer than expected."""
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(SHED_S)

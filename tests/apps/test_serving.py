@@ -387,7 +387,9 @@ def test_the_command_serves_survives_its_worker_and_drains(serving_tools, model,
             asked = [pool.submit(server.predict, "cct", **image) for _ in range(4)]
             time.sleep(2.0)  # they are in the worker
             os.kill(worker, signal.SIGKILL)
-            assert [each.result().status_code for each in asked] == [503] * 4
+            found = {each.result().status_code for each in asked}
+            assert 503 in found
+            assert found <= {200, 503}  # what was not in it yet is answered by the next one
             assert server.client.get("/livez").status_code == 200
             until(lambda: server.client.get("/readyz").status_code == 200)
             assert server.predict("cct", **image).status_code == 200
