@@ -141,8 +141,8 @@ def task_of(domain: str, args: Sequence[str]) -> Task:
     """
     named = values(args, "--task")
     if not named:
-        named = [read_config(Path(config)).get("task") for config in values(args, "--config", "-c")]
-        named = [str(name) for name in named if name is not None]
+        found = [read_config(Path(config)).get("task") for config in values(args, "--config", "-c")]
+        named = [str(name) for name in found if name is not None]
     return find_task(domain, named[-1] if named else None)
 
 
