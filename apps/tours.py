@@ -133,6 +133,7 @@ TOURS: dict[str, Tour] = {
         dataset="ml_100k",
         config="sasrec_ml_100k",
         epochs=8,
+        options=("--trainer.check_val_every_n_epoch", "1"),
         source="log",
         job="lists",
         columns=("user_id", "rank", "item_id", "score"),
