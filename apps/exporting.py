@@ -30,6 +30,7 @@ from manyheads.core.errors import ManyheadsError, UsageError
 Format = Literal["torch", "onnx"]
 OPSET = 20
 TRACED, CHECKED, MOST = 2, (1, 3), 3  # samples of a batch
+ALL_AT_ONCE = ("continuous_integrate_and_fire",)  # whose plain formula goes by what it finds, step by step
 NEEDED = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 Names = Sequence[str]
 Run = Callable[[Inputs], tuple[Tensor, ...]]
@@ -57,6 +58,15 @@ def check_installed(format: Format) -> None:
     missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"--format {format} needs {', '.join(missing)}: pip install 'manyheads[export]'")
+
+
+@contextlib.contextmanager
+def plain_ops() -> Iterator[None]:
+    """Run every op as a formula of torch's own operators that can be traced."""
+    with use_backend("reference"), contextlib.ExitStack() as stack:
+        for op in ALL_AT_ONCE:
+            stack.enter_context(use_backend("torch", op=op))
+        yield
 
 
 @contextlib.contextmanager
@@ -88,7 +98,7 @@ def trace(what: Exportable, inputs: Inputs) -> torch.export.ExportedProgram:
     for oblivious in (False, True):  # to whether a size is 1: some models need that, most need it not
         sizes = fx_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
         try:
-            with use_backend("reference"), torch.no_grad(), sizes, quiet():
+            with plain_ops(), torch.no_grad(), sizes, quiet():
                 return torch.export.export(what.module.eval(), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             failed = failed or error
