@@ -146,7 +146,8 @@ def _by_loops(grad: Tensor, x: Tensor, shown: Tensor | None) -> tuple[Tensor, Te
     steps = grad.shape[1] // 16
     count = min(steps, parallel.workers() if grad.numel() * x.shape[1] >= _SHARED else 1)
     bounds = [16 * (steps * i // count) for i in range(count + 1)]
-    parallel.run([partial(outer, *given, low, high) for low, high in itertools.pairwise(bounds)])
+    loops: Any = outer  # compiled: it has no signature
+    parallel.run([partial(loops, *given, low, high) for low, high in itertools.pairwise(bounds)])
     return found, total, kept
 
 
