@@ -12,8 +12,6 @@ def _no(reason: str) -> dict[str, str]:
     return {"torch": reason, "onnx": reason}
 
 
-_DRAWN = _no("every call draws other keys at random (attn: full can be exported)")
-
 # By the builder's function, or by the model's name where a family's models differ in what they are made of:
 # each format with the reason against it, none where there is none.
 EXPORTS: dict[str, dict[str, str]] = {
@@ -30,9 +28,8 @@ EXPORTS: dict[str, dict[str, str]] = {
     "s_mamba": _YES,
     "patchtst": _YES,
     "autoformer": _YES,
-    "informer": _DRAWN,
-    "informer_full": _YES,
-    "informer_stack": _DRAWN,
+    "informer": _YES,
+    "informer_stack": _YES,
     "informer_lagged": _YES,
     "autoformer_lagged": _YES,
     "dlinear": _YES,

@@ -135,7 +135,6 @@ SMALL: dict[str, Callable[[], Exportable]] = {
     "patchtst": lambda: series("patchtst"),
     "autoformer": lambda: series("autoformer", enc_in=3, label_len=12, **SERIES),
     "informer": lambda: series("informer", enc_in=3, label_len=12, **SERIES),
-    "informer_full": lambda: series("informer", enc_in=3, label_len=12, attn="full", **SERIES),
     "informer_stack": lambda: series(
         "informer_stack", enc_in=3, label_len=12, d_model=16, n_heads=2, d_ff=16, s_layers="2,1"
     ),
