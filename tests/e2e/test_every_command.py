@@ -86,6 +86,7 @@ DOMAINS = {
             ("explain", "run/model", "run/photos", "-o", "maps"): "maps",
             ("knn", "run/model", "--train", "cifar10_10k"): "accuracy",
         },
+        options=("--model.schedule.warmup_epochs", "0"),
     ),
     "speech": Domain(
         "paraformer_tiny_digits",
@@ -94,6 +95,7 @@ DOMAINS = {
         r"test_cer +[\d.]+",
         frozenset({"id", "text"}),
         exported="torch",
+        options=("--model.optimizer.warmup_steps", "1"),
     ),
     "graph": Domain(
         "esol",
@@ -103,6 +105,7 @@ DOMAINS = {
         frozenset({"id", "log_solubility"}),
         {("explain", "run/model", "molecules.csv", "-o", "why", "--most", "1"): "in why: "},
         exported="torch",
+        options=("--model.optimizer.warmup_steps", "1"),
     ),
     "recsys": Domain(
         "sasrec_ml_100k",
@@ -110,7 +113,7 @@ DOMAINS = {
         "run/log.csv",
         r"ndcg@10 +[\d.]+ +[\d.]+",
         frozenset({"user_id", "rank", "item_id", "score"}),
-        options=("--trainer.check_val_every_n_epoch", "1"),
+        options=("--trainer.check_val_every_n_epoch", "1", "--model.optimizer.warmup_steps", "1"),
     ),
 }
 MOLECULES = ["CCO", "CC(=O)Oc1ccccc1C(=O)O", "c1ccccc1", "CCCCCCCC", "OCC(O)CO"]
