@@ -63,7 +63,13 @@ def _parser() -> Parser:
         default=1e-4,
         help="how far an output may be off, times the largest one where that is above 1 (1e-4)",
     )
-    add("--seconds", metavar="S", type=float, default=4.0, help="separation: of a mixture, fixed (4)")
+    add(
+        "--seconds",
+        metavar="S",
+        type=float,
+        default=4.0,
+        help="of a mixture, and of a recording that a Conformer recognises: fixed in the file (4)",
+    )
     add("--max-tokens", metavar="N", type=int, default=256, help="recognition: of a recording at most (256)")
     add("--list", action="store_true", help="say which models can be exported, and why others cannot")
     add("--json", action="store_true", help="print JSON")

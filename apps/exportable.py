@@ -194,22 +194,27 @@ class _Texts(nn.Module):
         return found.logits, found.counts
 
 
-def speech(model: nn.Module, width: int, max_tokens: int) -> Exportable:
+def speech(model: nn.Module, width: int, max_tokens: int, fixed: int | None = None) -> Exportable:
     """Rows of the front end, padded, and how many there are of each, to logits of tokens and their counts.
 
     Args:
         width: Channels of a row.
         max_tokens: Tokens of a recording at most; later ones are left out.
+        fixed: The number of rows, where the model's program is of one; later rows are left out.
     """
 
     def pad(rows: Sequence[Tensor]) -> Inputs:
-        lengths = torch.tensor([len(each) for each in rows])
-        return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), lengths
+        cut = [each[:fixed] for each in rows]
+        lengths = torch.tensor([len(each) for each in cut])
+        features = nn.utils.rnn.pad_sequence(cut, batch_first=True)
+        if fixed is not None:
+            features = nn.functional.pad(features, (0, 0, 0, fixed - features.shape[1]))
+        return features, lengths
 
     def draw(count: int) -> Inputs:
         return pad([torch.randn(60 + 7 * i, width) for i in range(count)])
 
-    axes = {"features": {0: BATCH, 1: "rows"}, "lengths": {0: BATCH}}
+    axes = {"features": {0: BATCH} if fixed else {0: BATCH, 1: "rows"}, "lengths": {0: BATCH}}
     return Exportable(_Texts(model, max_tokens), tuple(axes), ("logits", "counts"), axes, pad, draw)
 
 
@@ -268,7 +273,7 @@ class Limits:
     """What is fixed in a file of sound.
 
     Attributes:
-        seconds: Of a mixture.
+        seconds: Of a mixture, and of what a Conformer recognises.
         max_tokens: Of a recording.
     """
 
@@ -303,7 +308,12 @@ def _of_separation(predictor: Any, limits: Limits) -> Exportable:
 
 
 def _of_recognition(predictor: Any, limits: Limits) -> Exportable:
-    return speech(predictor.model, predictor.front_end.size, limits.max_tokens)
+    from manyheads.speech.models.conformer import ConformerEncoder
+
+    of, fixed = predictor.front_end, None
+    if isinstance(predictor.model.encoder, ConformerEncoder):
+        fixed = max(8, round(1000 * limits.seconds / of.row_ms))
+    return speech(predictor.model, of.size, limits.max_tokens, fixed)
 
 
 def _of_graphs(predictor: Any, limits: Limits) -> Exportable:

@@ -74,7 +74,7 @@ def _weights(alpha: Tensor, ends: Tensor, tail: float | None) -> tuple[Tensor, T
     steps = torch.arange(weights.shape[1], device=alpha.device)
     inside = steps < ends[:, None]
     finite = weights.isfinite() | ~inside
-    bad = torch.where(finite.cummin(1).values, 0.0, torch.nan).double()
+    bad = torch.where((~finite).cumsum(1) == 0, 0.0, torch.nan).double()
     weights = torch.where(inside & finite, weights, 0.0)
     return weights if tail is None else weights.masked_fill(steps == ends[:, None], tail), bad
 

@@ -114,8 +114,8 @@ def gaps(name: str) -> Exportable:
     return exportable.gaps(model.eval(), 24, 3, 4)
 
 
-def speech(name: str) -> Exportable:
-    return exportable.speech(create_model(name, **WORDS).eval(), 20, 80)
+def speech(name: str, fixed: int | None = None) -> Exportable:
+    return exportable.speech(create_model(name, **WORDS).eval(), 20, 80, fixed)
 
 
 SMALL: dict[str, Callable[[], Exportable]] = {
@@ -150,7 +150,7 @@ SMALL: dict[str, Callable[[], Exportable]] = {
     "mossformer": lambda: sound("mossformer"),
     "mossformer2": lambda: sound("mossformer2", inner=16),
     "paraformer": lambda: speech("paraformer"),
-    "paraformer_conformer": lambda: speech("paraformer_conformer"),
+    "paraformer_conformer": lambda: speech("paraformer_conformer", 90),
     "graph_transformer": lambda: graph(
         "graph_transformer",
         {"edges": True, "encoding": True},
