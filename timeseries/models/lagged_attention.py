@@ -121,7 +121,7 @@ class LaggedCorrelation(nn.Module):
         surplus = q.shape[1] - k.shape[1]
         if self.compat != "none" and surplus > 0:
             q = F.pad(q[:, :surplus], (0, 0, 0, 0, 0, q.shape[1] - surplus))
-        if self.compat == "transformers" and len(q) > 1:
+        if self.compat == "transformers" and q.shape[0] > 1:
             return self._mixed(q, k, v)
         return auto_correlation(q, k, v, self.factor, mode="batch" if self.training else "sample")
 
@@ -142,7 +142,7 @@ class LaggedCorrelation(nn.Module):
             best = mean.gather(1, lags)
         else:
             best, lags = mean.topk(count, dim=1)
-        row = torch.arange(len(q), device=q.device) % batch
+        row = torch.arange(q.shape[0], device=q.device) % batch
         weights, lags = best.softmax(-1)[row], lags[row]  # [B * H, lags]
         steps = torch.arange(length, device=q.device)
         out = torch.zeros_like(v)

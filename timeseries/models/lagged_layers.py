@@ -66,7 +66,7 @@ class InformerLayer(nn.Module):
         x = self.self_attn_layer_norm(x + dropout(self.self_attn(x, x, draws), p))
         if self.encoder_attn is not None and self.encoder_attn_layer_norm is not None and encoded is not None:
             # Several rows of one sample are, to this attention, further queries of it.
-            queries = x.reshape(len(encoded), -1, x.shape[-1])
+            queries = x.reshape(encoded.shape[0], -1, x.shape[-1])
             found = self.encoder_attn(queries, encoded, draws).view_as(x)
             x = self.encoder_attn_layer_norm(x + dropout(found, p))
         return self.final_layer_norm(x + feed_forward(self, x))
