@@ -25,9 +25,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from manyheads.apps import serving_run
-from manyheads.apps.serving import Options
-from manyheads.apps.serving_process import InThread
+from manyheads.apps.serving import Options, run
+from manyheads.apps.serving.process import InThread
 from manyheads.core import hub
 from manyheads.core.catalog import create_model
 
@@ -296,11 +295,11 @@ class Local:
 
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
-        served = serving_run.find(self.options.models)
-        self.service = serving_run.make_service(self.options, served, InThread)
-        self.guard = guard = serving_run.make_guarded(self.options, self.service)
-        with contextlib.closing(serving_run.bind("127.0.0.1", 0)) as listening:
-            self.run = serving_run.Run(self.options, self.service, guard, listening)
+        served = run.find(self.options.models)
+        self.service = run.make_service(self.options, served, InThread)
+        self.guard = guard = run.make_guarded(self.options, self.service)
+        with contextlib.closing(run.bind("127.0.0.1", 0)) as listening:
+            self.run = run.Run(self.options, self.service, guard, listening)
             self._outcome.put(listening.getsockname()[1])
             self._outcome.put(await self.run.serve())
 

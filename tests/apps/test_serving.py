@@ -17,10 +17,10 @@ import httpx
 import pytest
 
 from manyheads.apps import cli, serving
-from manyheads.apps.serving_metrics import Metrics
-from manyheads.apps.serving_payload import About, Answer, Failed, Served, Table, Work
-from manyheads.apps.serving_process import Plan
-from manyheads.apps.serving_queue import Model, Policy, Refused
+from manyheads.apps.serving.metrics import Metrics
+from manyheads.apps.serving.payload import About, Answer, Failed, Served, Table, Work
+from manyheads.apps.serving.process import Plan
+from manyheads.apps.serving.queue import Model, Policy, Refused
 
 TOKEN = "a-token-of-a-few-characters"
 ABOUT = About("0" * 64, {"id": "string"}, {}, 8, "cpu", 0.1, 0.1)
@@ -432,9 +432,9 @@ def test_a_second_signal_ends_at_once(serving_tools, model, image):
 
 
 def test_a_port_that_is_taken_and_a_damaged_model_are_said_in_a_line(serving_tools, model, tmp_path, capsys):
-    from manyheads.apps import serving_run
+    from manyheads.apps.serving import run
 
-    with serving_run.bind("127.0.0.1", 0) as taken:
+    with run.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert cli.main(["serve", str(model), "--port", str(port)]) == 2
         assert f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another --port" in (

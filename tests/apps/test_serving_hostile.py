@@ -105,9 +105,9 @@ def test_bytes_on_a_socket(server, hostile):
 
 
 def test_slow_clients_are_cut_off(server, hostile, monkeypatch):
-    from manyheads.apps import serving_protocol
+    from manyheads.apps.serving import protocol
 
-    monkeypatch.setattr(serving_protocol, "HEADERS_S", 1.0)
+    monkeypatch.setattr(protocol, "HEADERS_S", 1.0)
     monkeypatch.setattr(server.guard, "rules", replace(server.guard.rules, pause_s=1.0))
     address = urlsplit(server.url)
     headers, body = hostile.slow(address.hostname, address.port, 20)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyheads.apps.serving_payload import Blobs, Csv, Graph, Served, Table
+from manyheads.apps.serving.payload import Blobs, Csv, Graph, Served, Table
 from manyheads.core import hub
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from manyheads.apps.ui import Ask, Found
+    from manyheads.apps.serving.page import Ask, Found
 
 CLASSES = 5  # bars of a picture's likeliest classes
 VOICES = 4  # players of separated speakers

@@ -2,7 +2,7 @@
 
 Plain ASGI around the application. Bodies are counted as they come, chunk by chunk, whatever a header says;
 all bodies together have a budget, so that many large ones cannot fill the memory. A client that sends too
-slowly is cut off; one that sends headers or reads too slowly is cut off by `serving_protocol`.
+slowly is cut off; one that sends headers or reads too slowly is cut off by `protocol`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manyheads.apps.serving_metrics import Metrics
-from manyheads.apps.serving_payload import Problem
-from manyheads.apps.serving_queue import Refused
+from manyheads.apps.serving.metrics import Metrics
+from manyheads.apps.serving.payload import Problem
+from manyheads.apps.serving.queue import Refused
 
 log = logging.getLogger("manyheads.serving")
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from manyheads.apps.serving_payload import Blobs, Columns, Csv, Graph, Payload, Settings, Table
+from manyheads.apps.serving.payload import Blobs, Columns, Csv, Graph, Payload, Settings, Table
 
 MOST_FILES = 64  # images or recordings
 MOST_ROWS = 200_000

@@ -23,13 +23,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from manyheads import __version__
-from manyheads.apps import serving_openapi as openapi
-from manyheads.apps import serving_requests as requests
-from manyheads.apps.serving_guard import Guard, Rules, error_body, request_id
-from manyheads.apps.serving_metrics import Metrics
-from manyheads.apps.serving_payload import Answer, Problem, Work
-from manyheads.apps.serving_queue import Model, Refused
-from manyheads.apps.serving_streams import Streams
+from manyheads.apps.serving import openapi, requests
+from manyheads.apps.serving.guard import Guard, Rules, error_body, request_id
+from manyheads.apps.serving.metrics import Metrics
+from manyheads.apps.serving.payload import Answer, Problem, Work
+from manyheads.apps.serving.queue import Model, Refused
+from manyheads.apps.serving.streams import Streams
 from manyheads.core.errors import did_you_mean
 
 log = logging.getLogger("manyheads.serving")

@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from manyheads.apps import ui_tools
-from manyheads.apps.serving_payload import Blobs, Work
+from manyheads.apps.serving import tools as page_tools
+from manyheads.apps.serving.payload import Blobs, Work
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NAMES = ("vision", "timeseries", "recognition", "separation", "graph", "graph_tables", "recsys")
@@ -68,8 +68,8 @@ def test_an_answer_has_a_picture_where_it_is_asked_for(page):
         asyncio.run_coroutine_threadsafe(run(picture), server.loop).result(60) for picture in (True, False)
     )
     assert "files" not in without and with_map["rows"] == without["rows"]
-    assert ui_tools._picture(with_map).size[0] == 384
-    chances = ui_tools._chances(with_map)
+    assert page_tools._picture(with_map).size[0] == 384
+    chances = page_tools._chances(with_map)
     assert len(chances) == 5 and 0 < sum(chances.values()) <= 1
 
 
@@ -81,17 +81,17 @@ def test_pictures_of_forecasts():
         pd.DataFrame({"unique_id": name, "ds": ahead, "yhat": 1.0, "yhat_q0.1": 0.0, "yhat_q0.9": 2.0})
         for name in ("a", "b")
     )
-    figure = ui_tools._fan(past.to_csv(index=False).encode(), forecasts)
+    figure = page_tools._fan(past.to_csv(index=False).encode(), forecasts)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
     assert all(len(axis.lines) == 2 and len(axis.collections) == 1 for axis in figure.axes)
-    assert list(ui_tools._long(past).columns) == ["unique_id", "ds", "y"]
-    assert ui_tools._long(past[["date"]]) is None
+    assert list(page_tools._long(past).columns) == ["unique_id", "ds", "y"]
+    assert page_tools._long(past[["date"]]) is None
 
 
 def test_drawings_and_tables():
-    assert ui_tools._drawing("CCO").count("<svg") == 1
-    assert ui_tools._drawing("no molecule") == ui_tools._drawing("C" * 300) == ""
-    assert ui_tools._columns(b"a,b\n1,x\n,y\n") == {"a": [1.0, None], "b": ["x", "y"]}
+    assert page_tools._drawing("CCO").count("<svg") == 1
+    assert page_tools._drawing("no molecule") == page_tools._drawing("C" * 300) == ""
+    assert page_tools._columns(b"a,b\n1,x\n,y\n") == {"a": [1.0, None], "b": ["x", "y"]}
 
 
 def _fill(view, cases, tools, folder, sync_api):

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from manyheads import __version__
-from manyheads.apps.serving_queue import Model
-from manyheads.apps.serving_schemas import FILES, request_of
+from manyheads.apps.serving.queue import Model
+from manyheads.apps.serving.schemas import FILES, request_of
 
 Json = dict[str, Any]
 TYPES: dict[str, Json] = {

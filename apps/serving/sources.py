@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyheads.apps.serving_payload import Blobs, Columns, Csv, Graph, Limits, Payload
+from manyheads.apps.serving.payload import Blobs, Columns, Csv, Graph, Limits, Payload
 from manyheads.core.errors import BadRecord, DataError, ManyheadsError
 from manyheads.core.predictor import AnyPredictor, Bad
 

@@ -13,9 +13,9 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request as HttpRequest
 
-from manyheads.apps.serving_payload import Problem, Work
-from manyheads.apps.serving_queue import Refused
-from manyheads.apps.serving_schemas import FILES, MOST_FILES, Request, chosen, request_of
+from manyheads.apps.serving.payload import Problem, Work
+from manyheads.apps.serving.queue import Refused
+from manyheads.apps.serving.schemas import FILES, MOST_FILES, Request, chosen, request_of
 
 MOST_FIELDS = 16
 LONGEST_SETTINGS = 10_000
@@ -136,7 +136,7 @@ def _files(
     schema: type[Request], field: str, files: list[tuple[str | None, bytes]], settings: dict[str, Any]
 ) -> Request:
     """Make the request of files; their bytes are taken as they are."""
-    from manyheads.apps.serving_schemas import File
+    from manyheads.apps.serving.schemas import File
 
     for _, content in files:
         if not content:

@@ -25,8 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from manyheads.apps import serving_rows as rows_of
-from manyheads.apps.serving_payload import (
+from manyheads.apps.serving import rows as rows_of
+from manyheads.apps.serving.payload import (
     About,
     Answer,
     Blobs,
@@ -38,7 +38,7 @@ from manyheads.apps.serving_payload import (
     Step,
     Work,
 )
-from manyheads.apps.serving_sources import example, screen, source_of
+from manyheads.apps.serving.sources import example, screen, source_of
 from manyheads.core import hub
 from manyheads.core.errors import BadRecord, DataError, ManyheadsError, UsageError
 from manyheads.core.predictor import AnyPredictor, Bad, Row, Spent, configure, part, predict, prepared

@@ -20,14 +20,14 @@ from typing import Any
 import uvicorn
 
 from manyheads.apps.serving import Options, split
-from manyheads.apps.serving_app import Service, make_app
-from manyheads.apps.serving_guard import Guard, Rules
-from manyheads.apps.serving_metrics import Metrics
-from manyheads.apps.serving_payload import Limits, Served
-from manyheads.apps.serving_process import Plan, Start, in_process
-from manyheads.apps.serving_protocol import Protocol
-from manyheads.apps.serving_queue import Model, Policy
-from manyheads.apps.serving_streams import MOST_BYTES, Streams
+from manyheads.apps.serving.app import Service, make_app
+from manyheads.apps.serving.guard import Guard, Rules
+from manyheads.apps.serving.metrics import Metrics
+from manyheads.apps.serving.payload import Limits, Served
+from manyheads.apps.serving.process import Plan, Start, in_process
+from manyheads.apps.serving.protocol import Protocol
+from manyheads.apps.serving.queue import Model, Policy
+from manyheads.apps.serving.streams import MOST_BYTES, Streams
 from manyheads.core import catalog, hub
 from manyheads.core.errors import UsageError
 
@@ -95,7 +95,7 @@ def make_guarded(options: Options, service: Service) -> Guard:
     app, guard = make_app(service, rules, options.quiet)
     if options.ui:
         try:
-            page = importlib.import_module("manyheads.apps.ui")
+            page = importlib.import_module("manyheads.apps.serving.page")
         except ModuleNotFoundError as error:
             raise UsageError(f"--ui is not to be had here ({error.name} is missing)") from error
         page.mount(app, service)

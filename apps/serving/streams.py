@@ -21,10 +21,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from manyheads.apps.serving_guard import request_id
-from manyheads.apps.serving_payload import Problem, Step
-from manyheads.apps.serving_process import Worker, WorkerDied
-from manyheads.apps.serving_queue import Model, Refused
+from manyheads.apps.serving.guard import request_id
+from manyheads.apps.serving.payload import Problem, Step
+from manyheads.apps.serving.process import Worker, WorkerDied
+from manyheads.apps.serving.queue import Model, Refused
 
 log = logging.getLogger("manyheads.serving")
 

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
-from manyheads.apps.serving_app import Service
-from manyheads.apps.serving_guard import PAGE
-from manyheads.apps.serving_payload import Payload, Settings, Work
-from manyheads.apps.serving_queue import Model, Refused
+from manyheads.apps.serving.app import Service
+from manyheads.apps.serving.guard import PAGE
+from manyheads.apps.serving.payload import Payload, Settings, Work
+from manyheads.apps.serving.queue import Model, Refused
 from manyheads.core.errors import UsageError
 
 KEPT_S = 600  # seconds that an upload stays, at most twice
@@ -63,7 +63,7 @@ def page(service: Service) -> Any:
     """Return the page, a `gradio.Blocks`: a tab a model."""
     import gradio as gr
 
-    from manyheads.apps.ui_tools import build
+    from manyheads.apps.serving.tools import build
 
     with gr.Blocks(title="Manyheads", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
         gr.Markdown("# Manyheads")

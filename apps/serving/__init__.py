@@ -194,6 +194,6 @@ def main(args: Sequence[str]) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UsageError(f"serving needs `pip install manyheads[serve]` ({error.name} is missing)") from error
-    from manyheads.apps.serving_run import run
+    from manyheads.apps.serving.run import run
 
     return run(options)

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from manyheads.apps.serving_metrics import Metrics
-from manyheads.apps.serving_payload import About, Answer, Problem, Work
-from manyheads.apps.serving_process import Plan, Worker, WorkerDied
+from manyheads.apps.serving.metrics import Metrics
+from manyheads.apps.serving.payload import About, Answer, Problem, Work
+from manyheads.apps.serving.process import Plan, Worker, WorkerDied
 from manyheads.core.errors import ManyheadsError
 
 log = logging.getLogger("manyheads.serving")

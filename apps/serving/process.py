@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeAlias
 
-from manyheads.apps import serving_worker
-from manyheads.apps.serving_payload import About, Failed, Limits, Served
+from manyheads.apps.serving import worker
+from manyheads.apps.serving.payload import About, Failed, Limits, Served
 from manyheads.core.errors import ManyheadsError
 
 STOP_S = 5  # that a worker may take to end by itself
@@ -42,7 +42,7 @@ def in_process(connection: Connection, arguments: tuple[Any, ...]) -> Running:
     """Make a worker that is a process of its own: what it does wrong stays in there."""
     context = multiprocessing.get_context("spawn")
     return context.Process(
-        target=serving_worker.work, args=(connection, *arguments), daemon=True, name="manyheads-worker"
+        target=worker.work, args=(connection, *arguments), daemon=True, name="manyheads-worker"
     )
 
 
@@ -55,7 +55,7 @@ class InThread:
 
     def _work(self, *arguments: Any) -> None:
         try:
-            serving_worker.work(self.connection, *arguments)
+            worker.work(self.connection, *arguments)
         finally:
             self.connection.close()
 
