@@ -65,27 +65,14 @@ def build_trainer(
         sync_batchnorm: Take batch statistics over all processes; GPUs alone.
         deterministic: Refuse operations whose result varies between runs.
     """
+    given: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("compile", "strategy")}
     callbacks: list[Callback] = [] if compile == "none" else [Compiled(compile)]
     callbacks += [Sharded()] if strategy == "fsdp" else []
     return Trainer(
-        max_epochs=max_epochs,
-        max_steps=max_steps,
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
+        **given,
         strategy=make_strategy(strategy, devices, num_nodes),
         plugins=WholeFiles(),
         callbacks=callbacks,
-        precision=precision,
-        accumulate_grad_batches=accumulate_grad_batches,
-        gradient_clip_val=gradient_clip_val,
-        limit_train_batches=limit_train_batches,
-        limit_val_batches=limit_val_batches,
-        limit_test_batches=limit_test_batches,
-        check_val_every_n_epoch=check_val_every_n_epoch,
-        log_every_n_steps=log_every_n_steps,
-        sync_batchnorm=sync_batchnorm,
-        deterministic=deterministic,
         logger=False,
         enable_checkpointing=False,  # fit adds its own
         num_sanity_val_steps=0,

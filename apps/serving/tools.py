@@ -105,15 +105,16 @@ def _fan(content: bytes, forecasts: pd.DataFrame) -> Any:
     names = list(forecasts["unique_id"].unique())[:SHOWN]
     figure = Figure(figsize=(9, 2.1 * len(names) + 0.6), layout="constrained")
     axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
-    quantiles = sorted((float(c.removeprefix("yhat_q")), c) for c in forecasts if c.startswith("yhat_q"))
+    names_of = [str(column) for column in forecasts if str(column).startswith("yhat_q")]
+    quantiles = sorted((float(name.removeprefix("yhat_q")), name) for name in names_of)
     for axis, name in zip(axes, names, strict=True):
         ahead = forecasts[forecasts["unique_id"] == name]
         when = pd.to_datetime(ahead["ds"], errors="coerce")
         if past is not None:
             own = past[past["unique_id"].astype(str) == str(name)].tail(PAST * len(ahead))
             axis.plot(pd.to_datetime(own["ds"], errors="coerce"), own["y"], color="#6b7280", linewidth=1)
-        for (_, low), (_, high) in zip(quantiles, reversed(quantiles), strict=True):
-            if low < high:
+        for (a, low), (b, high) in zip(quantiles, reversed(quantiles), strict=True):
+            if a < b:
                 axis.fill_between(when, ahead[low], ahead[high], color="#6366f1", alpha=0.2, linewidth=0)
         axis.plot(when, ahead["yhat"], color="#4f46e5", linewidth=1.6)
         axis.set_title(str(name), fontsize=9, loc="left")
