@@ -141,7 +141,8 @@ def write(
 def load(format: Format, path: Path, names: Sequence[str]) -> Run:
     """Return what runs a file, away from the model it was made of."""
     if format == "torch":
-        module = torch.export.load(path).module()
+        with quiet():
+            module = torch.export.load(path).module()
         return lambda inputs: _listed(module(*inputs))
     import onnxruntime
 

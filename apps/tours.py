@@ -79,7 +79,7 @@ TOURS: dict[str, Tour] = {
             "reliability.png": "whether its chances hold",
             "maps": "what it looks at, image by image",
         },
-        figures={"top-1": "test_accuracy"},
+        figures={"top-1": "test_top1"},
         beside={"the config's whole run": (0.9254,)},
         baselines="nearest_images",
         next=(

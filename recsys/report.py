@@ -43,11 +43,14 @@ class Tested:
         Returns:
             Lines to print.
         """
+        questions, items, ranks = self.popular
+        popular = dict(zip(zip(questions, items, strict=True), ranks, strict=True))
         with (folder / RANKS).open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["user_id", "item_id", "rank", "popularity_rank"])
-            for question, item, rank, popular in zip(*self.found, self.popular.ranks, strict=True):
-                rows.writerow([self.users[question], self.items[item], f"{rank:g}", f"{popular:g}"])
+            for question, item, rank in zip(*self.found, strict=True):  # of the tested batches, if not of all
+                row = [self.users[question], self.items[item], f"{rank:g}", f"{popular[question, item]:g}"]
+                rows.writerow(row)
         draw_ranks(self, folder / PICTURE)
         width = max(map(len, _SHOWN)) + len(f"@{self.k}")
         lines = [f"{'':{width}}     model  popularity   (all {len(self.items):,} items ranked)"]

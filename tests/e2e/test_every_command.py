@@ -80,11 +80,11 @@ DOMAINS = {
         "cct_fashion_mnist",
         "photos",
         "run/photos",
-        r"test_accuracy +[\d.]+",
+        r"test_top1 +[\d.]+",
         ROWS,
         {
             ("explain", "run/model", "run/photos", "-o", "maps"): "maps",
-            ("knn", "run/model", "--train", "cifar10_10k"): "accuracy",
+            ("knn", "run/model", "--train", "cifar10_10k"): "top-1",
         },
         options=("--model.schedule.warmup_epochs", "0"),
     ),
@@ -289,7 +289,7 @@ def test_push_pull_and_verify(shell: Callable[[str], Shell], fake_hub: Any) -> N
     here = shell("timeseries")
     if not (here.folder / "run/model").exists():
         here("timeseries", "fit", "--config", "itransformer_etth1_96", *SMALL)
-    hub = {"HF_ENDPOINT": fake_hub.address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
+    hub = {"HF_ENDPOINT": fake_hub.address, "HF_TOKEN": fake_hub.token, "HF_HUB_DISABLE_XET": "1"}
     assert "me/new" in here("models", "push", "run/model", "me/new", **hub)
     assert "pulled" in here("models", "pull", "me/new", "-o", "pulled", **hub)
     assert (here.folder / "pulled/config.json").is_file()
