@@ -70,6 +70,7 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # and none was
 
 
 def fit(domain: str, cli: CLI, folder: Path) -> None:

@@ -84,6 +84,7 @@ class Recognizer(LightningModule):
             load_weights(model, name, start)
         self.model = model
         self._found: list[tuple[int, list[int]]] = []  # numbers of utterances, units
+        self._measured: list[tuple[int, dict[str, float]]] = []  # of validation's batches
         self._tested: Tested | None = None
 
     @property
@@ -94,17 +95,21 @@ class Recognizer(LightningModule):
     def training_step(self, batch: UtteranceBatch) -> Tensor:
         """Return the loss of a batch."""
         losses = self._losses(batch, self.objective)
-        self._log_losses("train", losses, len(batch["lengths"]))
+        self._log_losses(losses, len(batch["lengths"]))
         return losses["loss"]
 
     def validation_step(self, batch: UtteranceBatch) -> None:
         """Recognise a batch; its losses are those of the first pass, to which nothing is shown."""
         losses = self._losses(batch, replace(self.objective, glancing=0.0))
-        self._log_losses("val", losses, len(batch["lengths"]))
+        self._measured.append((len(batch["lengths"]), {key: float(value) for key, value in losses.items()}))
         self._recognise(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the error rates of all utterances."""
+        """Log the losses and the error rates of all utterances."""
+        seen, self._measured = of_all(self.trainer, self._measured), []
+        count = sum(size for size, _ in seen)
+        means = {key: sum(size * losses[key] for size, losses in seen) / count for key in seen[0][1]}
+        self.log_dict({f"val_{key}": value for key, value in means.items()})
         self.log_dict({f"val_{key}": value for key, value in self._errors()[0].items()}, prog_bar=True)
 
     def test_step(self, batch: UtteranceBatch) -> None:
@@ -152,8 +157,8 @@ class Recognizer(LightningModule):
             batch["features"], batch["lengths"], batch["text"], batch["text_lengths"], objective
         )
 
-    def _log_losses(self, part: str, losses: dict[str, Tensor], size: int) -> None:
-        values = {f"{part}_{key}": value.detach() for key, value in losses.items()}
+    def _log_losses(self, losses: dict[str, Tensor], size: int) -> None:
+        values = {f"train_{key}": value.detach() for key, value in losses.items()}
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
 
     def _recognise(self, batch: UtteranceBatch) -> None:

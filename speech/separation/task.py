@@ -102,6 +102,7 @@ class Separator(LightningModule):
         elif fresh == "cosine":
             cosine(self.model)
         self._found: list[Measured] = []
+        self._losses: list[Tensor] = []  # of validation's mixtures
         self._tested: Tested | None = None
 
     @property
@@ -132,11 +133,13 @@ class Separator(LightningModule):
     def validation_step(self, batch: MixtureBatch) -> None:
         """Separate and measure a batch."""
         found, estimates = self._si_sdr(batch)
-        self.log("val_loss", -found.mean(), batch_size=len(found), prog_bar=True, sync_dist=True)
+        self._losses.append(-found.detach())
         self._measure(batch, estimates)
 
     def on_validation_epoch_end(self) -> None:
         """Log how much better the voices are than the mixture."""
+        losses, self._losses = of_all(self.trainer, self._losses), []
+        self.log("val_loss", torch.cat(losses).mean(), prog_bar=True)
         self.log("val_si_sdri", self._gathered().improvements.mean(), prog_bar=True)
 
     def test_step(self, batch: MixtureBatch) -> None:

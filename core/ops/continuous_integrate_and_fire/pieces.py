@@ -79,6 +79,13 @@ def _weights(alpha: Tensor, ends: Tensor, tail: float | None) -> tuple[Tensor, T
     return weights if tail is None else weights.masked_fill(steps == ends[:, None], tail), bad
 
 
+def _before(ordered: Tensor, values: Tensor) -> Tensor:
+    """How many of a row's ordered numbers are below each value: `[B, T]` and `[B, U]` to `[B, U]`."""
+    if torch.compiler.is_exporting():  # ONNX has no search
+        return (ordered[:, None] < values[..., None]).sum(-1)
+    return torch.searchsorted(ordered, values)
+
+
 def _reach(positions: Tensor) -> tuple[Tensor, Tensor]:
     """Positions in thresholds, moved to a token's end that they miss by a hair; how many ends they reach."""
     numbers = (positions.detach() * (1 + SLACK)).floor()
@@ -103,7 +110,7 @@ def _cut(places: Tensor, first: Tensor, counts: Tensor, size: int) -> tuple[Tens
     cuts = torch.minimum(nth, counts[:, None]) + first[:, None]
     cuts = torch.where((counts == 0)[:, None], start, cuts)
     # A cut at a frame's very end comes before that end: what the frame may gain goes to the next token.
-    rank = torch.searchsorted(stops, cuts.detach()) + torch.arange(size + 1, device=places.device)
+    rank = _before(stops, cuts.detach()) + torch.arange(size + 1, device=places.device)
     pieces = torch.arange(stops.shape[1] + size + 1, device=places.device)
     is_cut = torch.zeros(places.shape[0], pieces.shape[0], dtype=torch.int64, device=places.device).scatter(
         1, rank, 1

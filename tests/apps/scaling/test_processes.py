@@ -18,6 +18,11 @@ SCRIPT = Path(sys.executable).parent / "manyheads"
 Small = Callable[..., list[str]]
 NAMES = ("vision", "imputation", "anomaly", "recognition", "separation", "graph", "recsys")
 EACH = ["timeseries", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES)]
+AVERAGED = {
+    "vision": "--model.regularize.ema_decay",
+    "recognition": "--model.optimizer.ema_decay",
+    "separation": "--model.optimizer.ema_decay",
+}
 TWO = ("--trainer.devices", 2)
 
 
@@ -81,8 +86,10 @@ def test_killed_processes_go_on_to_the_same_weights(
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     options = (*TWO, "--trainer.strategy", strategy)
-    if name == "vision" and strategy == "fsdp":
-        options += ("--model.regularize.ema_decay", 0)
+    if strategy == "fsdp" and name == "graph":
+        pytest.skip("its last layer's edges are used by nothing, and fsdp resumes what is used alone")
+    if strategy == "fsdp" and name in AVERAGED:
+        options += (AVERAGED[name], 0)
     if name == "timeseries":
         options += ("--trainer.accumulate_grad_batches", 2)
     assert command(*small(name, options=options), "--output", straight, processes=2) == 0, command.printed
