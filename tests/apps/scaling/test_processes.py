@@ -150,5 +150,6 @@ def test_the_command_starts_its_processes_and_stops_them(
         assert process.returncode == -signum
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert len(state["rng_states"]) == 2
-    assert state["epoch"] >= 1
-    assert not list(tmp_path.glob(".tmp-*.ckpt"))
+    if signum == signal.SIGTERM:  # a killed run has the state of an epoch before
+        assert state["epoch"] >= 1
+        assert not list(tmp_path.glob(".tmp-*.ckpt"))
