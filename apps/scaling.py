@@ -23,7 +23,7 @@ from torch import nn
 from manyheads.core import files
 from manyheads.core.errors import UsageError
 
-Spread = Literal["auto", "ddp", "ddp_all_used", "fsdp"]
+Spread = Literal["auto", "ddp", "ddp_find_unused", "fsdp"]
 Compile = Literal["none", "inductor", "aot_eager", "eager"]
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -34,10 +34,10 @@ def make_strategy(kind: Spread, devices: int | str, num_nodes: int) -> str | Str
     Raises:
         UsageError: FSDP cannot cut a model over one device or over a number that is not known.
     """
-    if kind == "auto" and devices == 1 and num_nodes == 1:
+    if kind == "auto":
         return "auto"
     if kind != "fsdp":
-        return DDPStrategy(find_unused_parameters=kind != "ddp_all_used")
+        return DDPStrategy(find_unused_parameters=kind == "ddp_find_unused")
     if devices == "auto" or int(devices) * num_nodes < 2:
         raise UsageError(
             "trainer.strategy fsdp cuts the model over devices: set trainer.devices to 2 or more"

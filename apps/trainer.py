@@ -50,9 +50,9 @@ def build_trainer(
         accelerator: Where to run.
         devices: How many devices, each with a process of its own; a batch size is that of each process.
         num_nodes: Machines, each with so many devices; torchrun or a scheduler starts the command on each.
-        strategy: "ddp" holds the model on each device; "ddp_all_used" is faster, for a model of which each
-            batch uses every parameter; "fsdp" cuts such a model over the devices. "auto" is ddp, where there
-            are several.
+        strategy: "ddp" holds the model on each device; "ddp_find_unused" is for a model of which a batch does
+            not use every parameter; "fsdp" cuts another one over the devices. "auto" is ddp, where there are
+            several.
         compile: What compiles the model's blocks: torch.compile with this backend.
         precision: Arithmetic of the forward and backward passes.
         accumulate_grad_batches: Batches of each process an optimizer step.

@@ -35,6 +35,7 @@ from manyheads.core import files, hub
 from manyheads.core.catalog import DOMAINS, Task, tasks
 from manyheads.core.errors import UsageError
 
+UNUSED = "not used in producing the loss"  # what lightning says of DDP
 BEST, LAST, MODEL, LOGS, CURVES = "best.ckpt", "last.ckpt", "model", "logs", "curves.png"
 
 
@@ -54,6 +55,12 @@ def run(domain: str, task: Task, action: str, args: Sequence[str]) -> int:
             measure(action, cli, folder)
     except SIGTERMException as error:  # lightning's own answer, which would exit with 0
         raise Stopped(signal.SIGTERM) from error
+    except RuntimeError as error:
+        if UNUSED not in str(error):
+            raise
+        raise UsageError(
+            "a batch does not use every parameter of this model: set trainer.strategy to ddp_find_unused"
+        ) from error
     except Stopped:
         if cli.trainer.is_global_zero:
             raise  # of several processes the first one speaks; where another fails, lightning kills all
@@ -70,7 +77,6 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # and none was
 
 
 def fit(domain: str, cli: CLI, folder: Path) -> None:

@@ -23,6 +23,7 @@ AVERAGED = {
     "recognition": "--model.optimizer.ema_decay",
     "separation": "--model.optimizer.ema_decay",
 }
+SPREAD = {"graph": "ddp_find_unused"}  # its last layer's edges are used by nothing
 TWO = ("--trainer.devices", 2)
 
 
@@ -37,14 +38,15 @@ def test_two_processes_measure_what_one_does(
 ) -> None:
     """Every name: pytest -m "slow or not slow" tests/apps/scaling/test_processes.py (four minutes)."""
     run = tmp_path / "run"
-    assert command(*small(name, options=TWO), "--output", run, processes=2) == 0, command.printed
+    spread = (*TWO, "--trainer.strategy", SPREAD.get(name, "auto"))
+    assert command(*small(name, options=spread), "--output", run, processes=2) == 0, command.printed
     assert command.printed[1] == ""  # the first process speaks
     assert command.printed[0].count("epoch  ") == 2
     log = read_log(run / "logs")
     assert len(log) == 2
     assert len(list((run / "logs").iterdir())) == 1
     for action in ("validate", "test"):
-        assert command(*small(name, action, TWO), "--output", run, processes=2) == 0, command.printed
+        assert command(*small(name, action, spread), "--output", run, processes=2) == 0, command.printed
         together = figures(run, action)
         assert command(*small(name, action), "--output", run) == 0, command.printed
         alone = figures(run, action)
@@ -85,9 +87,9 @@ def test_killed_processes_go_on_to_the_same_weights(
     tmp_path: Path,
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    options = (*TWO, "--trainer.strategy", strategy)
-    if strategy == "fsdp" and name == "graph":
-        pytest.skip("its last layer's edges are used by nothing, and fsdp resumes what is used alone")
+    if strategy == "fsdp" and name in SPREAD:
+        pytest.skip("fsdp resumes parameters that are used alone")
+    options = (*TWO, "--trainer.strategy", SPREAD.get(name, strategy))
     if strategy == "fsdp" and name in AVERAGED:
         options += (AVERAGED[name], 0)
     if name == "timeseries":
@@ -114,6 +116,14 @@ def test_a_position_within_an_epoch_is_of_its_batches(
     assert "within an epoch of batches of 16" in command.printed[0]
     half = (*TWO, "--data.batch_size", 8)  # the same samples a step
     assert command(*small("timeseries", options=half), *resume, processes=2) == 0, command.printed
+
+
+def test_unused_parameters_are_answered_with_the_option(
+    command: Callable[..., int], small: Small, tmp_path: Path
+) -> None:
+    assert command(*small("graph", options=TWO), "--output", tmp_path, processes=2) == 2
+    assert "set trainer.strategy to ddp_find_unused" in command.printed[0]
+    assert len(command.printed[0].strip().splitlines()) == 2  # one of them the run's first
 
 
 def test_what_cannot_be_shared_is_refused(command: Callable[..., int], small: Small, tmp_path: Path) -> None:
