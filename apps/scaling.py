@@ -127,6 +127,20 @@ def _cut(task: LightningModule) -> None:
         register_fsdp_forward_method(task, step)
 
 
+class Unscaled(Callback):
+    """Lets gradients be clipped in mixed precision.
+
+    A fused optimizer takes the scale of 16-bit gradients out itself, behind the clipping, and lightning will not
+    clip, though bfloat16 has no scale. Told that the optimizer does not do it, lightning takes the scale out
+    first.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so of each optimizer."""
+        for optimizer in trainer.optimizers:
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
 class WholeFiles(TorchCheckpointIO):
     """Checkpoints that are whole or not there, whenever a process or the machine stops.
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from manyheads.apps import options
-from manyheads.apps.scaling import Compile, Compiled, Sharded, Spread, WholeFiles, make_strategy
+from manyheads.apps.scaling import Compile, Compiled, Sharded, Spread, Unscaled, WholeFiles, make_strategy
 from manyheads.apps.trained import Trained
 from manyheads.core.catalog import Task, load_class
 from manyheads.core.errors import UsageError, did_you_mean
@@ -68,6 +68,7 @@ def build_trainer(
     given: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("compile", "strategy")}
     callbacks: list[Callback] = [] if compile == "none" else [Compiled(compile)]
     callbacks += [Sharded()] if strategy == "fsdp" else []
+    callbacks += [Unscaled()] if precision != "32-true" and gradient_clip_val else []
     return Trainer(
         **given,
         strategy=make_strategy(strategy, devices, num_nodes),
