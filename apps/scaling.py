@@ -130,9 +130,8 @@ def _cut(task: LightningModule) -> None:
 class Unscaled(Callback):
     """Lets gradients be clipped in mixed precision.
 
-    A fused optimizer takes the scale of 16-bit gradients out itself, behind the clipping, and lightning will not
-    clip, though bfloat16 has no scale. Told that the optimizer does not do it, lightning takes the scale out
-    first.
+    A fused optimizer takes the scale of 16-bit gradients out itself, behind the clipping; so lightning clips
+    none, though bfloat16 has no scale. Where an optimizer does not, lightning takes the scale out first.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
