@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manyheads.recsys import report
 from manyheads.recsys.evaluation import Ranked
-from manyheads.recsys.report import PICTURE, RANKS, Tested
 
 
 @pytest.mark.parametrize("tested", [3, 2])
@@ -17,9 +17,11 @@ def test_ranks_beside_popularitys(tested: int, tmp_path: Path) -> None:
     popular = Ranked(np.array([0, 1, 2]), np.array([2, 0, 1]), np.array([3.0, 1.0, 2.0]))
     found = Ranked(*(part[:tested] for part in (*popular[:2], np.array([1.0, 1.5, 4.0]))))
     figures = dict.fromkeys((f"{name}@10" for name in ("hr", "ndcg", "mrr", "coverage", "novelty")), 0.5)
-    lines = Tested(["u", "v", "w"], ["a", "b", "c"], found, popular, figures, figures, 10).write(tmp_path)
-    assert lines[-1] == f"in {tmp_path}: {RANKS}, {PICTURE}"
-    with (tmp_path / RANKS).open() as file:
+    lines = report.Tested(["u", "v", "w"], ["a", "b", "c"], found, popular, figures, figures, 10).write(
+        tmp_path
+    )
+    assert lines[-1] == f"in {tmp_path}: {report.RANKS}, {report.PICTURE}"
+    with (tmp_path / report.RANKS).open() as file:
         rows = list(csv.reader(file))[1:]
     assert rows == [["u", "c", "1", "3"], ["v", "a", "1.5", "1"], ["w", "b", "4", "2"]][:tested]
-    assert (tmp_path / PICTURE).stat().st_size > 1000
+    assert (tmp_path / report.PICTURE).stat().st_size > 1000
