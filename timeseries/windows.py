@@ -31,6 +31,19 @@ class Batch(TypedDict):
     series: NotRequired[Tensor]  # [B] int64, the series' number; where the loader knows it
 
 
+def running_max(x: Tensor) -> Tensor:
+    """Return the largest whole number so far along the steps.
+
+    Shape:
+        x `[B, L, N]` -> the same.
+    """
+    if not torch.compiler.is_exporting():
+        return x.cummax(dim=1).values
+    steps = torch.arange(x.shape[1], device=x.device)  # ONNX has no such operator: every step looks at all
+    later = (steps > steps[:, None])[..., None]
+    return x[:, None].masked_fill(later, torch.iinfo(x.dtype).min).amax(2)
+
+
 def fill_gaps(x: Tensor) -> Tensor:
     """Fill NaN with the window's last observed value, before the first one with that one, else with 0.
 
@@ -39,7 +52,7 @@ def fill_gaps(x: Tensor) -> Tensor:
     """
     seen = ~x.isnan()
     steps = torch.arange(x.shape[1], device=x.device)[:, None]
-    last = torch.where(seen, steps, -1).cummax(dim=1).values  # [B, L, N]
+    last = running_max(torch.where(seen, steps, -1))  # [B, L, N]
     first = seen.to(torch.int8).argmax(dim=1, keepdim=True)  # [B, 1, N]
     return x.gather(1, torch.where(last >= 0, last, first)).nan_to_num_(nan=0.0)
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manyheads.timeseries.windows import Batch, Windows, fill_gaps
+from manyheads.timeseries.windows import Batch, Windows, fill_gaps, running_max
 
 
 class MaskedBatch(Batch):
@@ -90,7 +90,7 @@ def linear(x: Tensor, observed: Tensor) -> Tensor:
     """
     before, after = last_value(x, observed), last_value(x.flip(1), observed.flip(1)).flip(1)
     steps = torch.arange(x.shape[1], device=x.device)[:, None]
-    since = steps - torch.where(observed, steps, -1).cummax(dim=1).values
-    until = torch.where(observed, steps, len(steps)).flip(1).cummin(dim=1).values.flip(1) - steps
+    since = steps - running_max(torch.where(observed, steps, -1))
+    until = -running_max(-torch.where(observed, steps, len(steps)).flip(1)).flip(1) - steps
     share = since.to(x.dtype) / (since + until).clamp(min=1)  # where observed both are 0
     return before + (after - before) * share

@@ -110,7 +110,8 @@ def classifier() -> Exportable:
 
 
 def gaps(name: str) -> Exportable:
-    model = create_model(name, base="itransformer", seq_len=24, channels=3, arguments=SERIES)
+    sizes = {"seq_len": 24, "channels": 3}
+    model = create_model(name, base="itransformer", arguments=SERIES, fill="line", **sizes)
     return exportable.gaps(model.eval(), 24, 3, 4)
 
 
