@@ -53,7 +53,7 @@ def check(domain: str, args: Sequence[str]) -> tuple[str, Task, list[str] | None
         written = written if found is None else found
     typed = [option.removeprefix(f"{ARGUMENTS}.") for option, _ in given if f"{ARGUMENTS}." in option]
     model = options.model_of(domain, resolved)
-    if model is not None:
+    if model is not None and model.task == task.name:  # of another task: that says what is wrong
         _check_arguments(model, [*written, *typed])
     return action, task, resolved
 

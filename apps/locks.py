@@ -69,7 +69,7 @@ class Place(Protocol):
 
 def describe(run: str) -> str:
     """Return what a lock says of its holder."""
-    return f"pid {os.getpid()} on {socket.gethostname()}\nrun {run}\nsince {time.time():.0f}\n"
+    return f"pid {os.getpid()} on {socket.gethostname()}\nrun {run}\nsince {int(time.time())}\n"
 
 
 def is_of(text: str | None, run: str) -> bool:

@@ -37,7 +37,9 @@ def plan(workers: int | None, address: str | None, shards: int) -> tuple[int, in
     if address is not None:
         raise UsageError("--address is the Ray cluster's: it goes with --engine ray")
     torch = sys.modules.get("torch")
-    available = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    known = int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
+    available = torch.get_num_threads() if torch is not None else known
     return workers or 0, max(1, available // max(1, workers or 0))
 
 

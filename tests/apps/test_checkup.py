@@ -42,12 +42,12 @@ def test_what_is_here_is_not_broken() -> None:
 
 
 def test_a_missing_package_is_broken_and_a_missing_extra_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions(monkeypatch, numba=None, litserve=None, onnx="1.2.0")
+    versions(monkeypatch, numba=None, fastapi=None, onnx="1.2.0")
     numba = named(checkup.versions(), "numba")
     assert (numba.value, numba.broken) == ("not installed", True)
     assert "pip install 'numba>=0.63'" in numba.problem
     serve = named(checkup.extras(), "serve")
-    assert serve.value == "missing litserve: pip install 'manyheads[serve]'"
+    assert serve.value == "missing fastapi: pip install 'manyheads[serve]'"
     assert not serve.problem
     export = named(checkup.extras(), "export")
     assert "onnx 1.2.0: it does not fit >=1.19" in export.problem

@@ -13,7 +13,7 @@ from manyheads.apps.cli import COMMANDS, MODULES
 from manyheads.core.catalog import DOMAINS
 
 SCRIPT = Path(sys.executable).parent / "manyheads"
-HEAVY = ("torch", "lightning", "pandas", "numpy", "pyarrow", "huggingface_hub", "ray", "litserve", "gradio")
+HEAVY = ("torch", "lightning", "pandas", "numpy", "pyarrow", "huggingface_hub", "ray", "fastapi", "gradio")
 
 
 def environment() -> dict[str, str]:
