@@ -40,7 +40,7 @@ _NARROW = 1 << 15
 # Rows from which compiled loops are faster than MKL at gradients of narrow weights.
 _MANY = 256
 # Multiplications from which these loops are worth a second thread.
-_SHARED = 1 << 22
+_SHARED = 1 << 26
 
 
 def linear(

@@ -19,8 +19,8 @@ from manyheads.core import parallel
 from manyheads.core.dispatch import numba_installed
 from manyheads.core.products import is_plain, linear, product, weight_gradient, wide_vectors_unused
 
-# Numbers from which a norm is worth a second thread.
-_SHARED = 1 << 17
+# Numbers from which a norm is worth a second thread, which has to be woken.
+_SHARED = 1 << 21
 
 
 class Block(NamedTuple):
