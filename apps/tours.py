@@ -73,7 +73,7 @@ TOURS: dict[str, Tour] = {
         source="photos",
         job="labels",
         columns=("id", "label", "probability"),
-        plot=("vision", "explain", "{}/model", "{}/photos", "-o", "{}/maps"),
+        plot=("vision", "explain", "{}/model", "{}/photos/0*.png", "-o", "{}/maps"),
         pictures={
             "confusion.png": "which classes are taken for which",
             "reliability.png": "whether its chances hold",
