@@ -208,9 +208,10 @@ class ForecastData(LightningDataModule):
             self.train_windows, self.batch_size, True, self.drop_last, self.seed, share_of(self.trainer)
         )
 
-    def val_dataloader(self) -> WindowLoader:
-        """Return this process' share of the validation batches."""
-        return WindowLoader(self.val_windows, self.batch_size, part=share_of(self.trainer))
+    def val_dataloader(self, alone: bool = False) -> WindowLoader:
+        """Return the validation batches: this process' share of them, or all."""
+        part = share_of(None if alone else self.trainer)
+        return WindowLoader(self.val_windows, self.batch_size, part=part)
 
     def test_dataloader(self) -> WindowLoader:
         """Return this process' share of the test batches."""

@@ -17,7 +17,6 @@ from manyheads.timeseries.calls import Forecast, check_levels, forecast, trainin
 from manyheads.timeseries.conformal import SplitConformal, spacing
 from manyheads.timeseries.metrics import ErrorSums
 from manyheads.timeseries.quantile_sums import QuantileSums
-from manyheads.timeseries.windows import WindowLoader
 
 if TYPE_CHECKING:
     from manyheads.core.hub import Json
@@ -195,7 +194,7 @@ class Forecaster(LightningModule):
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            for batch in WindowLoader(data.val_windows, data.batch_size):
+            for batch in data.val_dataloader(alone=True):
                 moved = self.transfer_batch_to_device(batch, self.device, 0)
                 chosen = slice(-seen % every, None, every)
                 errors.append((moved["y"] - forecast(self.model, moved).point)[chosen].abs().cpu())

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,4 +142,9 @@ def cluster() -> Iterator[str]:
         assert address, "no cluster came up"
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield address
-        holder.communicate()
+        # not by closing its input: workers that this process forked meanwhile hold that open, too
+        holder.send_signal(signal.SIGINT)
+        try:
+            holder.wait(60)
+        except subprocess.TimeoutExpired:
+            holder.kill()

@@ -69,6 +69,7 @@ def test_every_model_round_trips(entry, tmp_path):
     takes = {part.partition(":")[0] for part in catalog.arguments(entry).split(", ")}
     plain = {"seq_len": 96, "pred_len": 4, "enc_in": 3, "channels": 3, "classes": 2, "vocab_size": 50}
     plain |= {"encoder_blocks": 2, "decoder_blocks": 2, "num_items": 20}
+    plain |= {"numeric": 2}
     if entry.domain == "graph":
         plain |= {"outputs": 2, "node_features": 5, "node_types": [28]}
     wanted = {key: value for key, value in plain.items() if key in takes}

@@ -230,7 +230,7 @@ class Held(LightningDataModule):
         self.val, self.test = val, test
         self.val_windows = range(sum(len(each["y"]) for each in val))
 
-    def val_dataloader(self):
+    def val_dataloader(self, alone=False):
         return self.val
 
     def test_dataloader(self):

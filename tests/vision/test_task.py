@@ -65,7 +65,7 @@ class Images(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader(0, True)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def val_dataloader(self, alone: bool = False) -> DataLoader[dict[str, Tensor]]:
         return self._loader(1)
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
