@@ -117,7 +117,7 @@ TOURS: dict[str, Tour] = {
         plot=("graph", "explain", "{}/model", "{}/papers", "-o", "{}/why", "--row", "1740", "1743", "1776"),
         pictures={
             "picture.png": "which classes are taken for which",
-            "why/pictures": "which words and neighbours speak for the class of a paper",
+            "why/pictures": "which neighbours speak for the class of a paper (features.parquet: which words)",
         },
         figures={"accuracy": "test_accuracy"},
         beside={"published (arXiv 1609.02907)": (0.815,)},
