@@ -191,7 +191,9 @@ class Separator(LightningModule):
         if batch["mixture"].shape[1] == int(batch["lengths"].min()):
             lengths = None  # nothing was filled up
         estimates = self.model(batch["mixture"], lengths).float()
-        return best_order(pairwise_si_sdr(estimates, batch["sources"], lengths))[0], estimates
+        with torch.autocast(self.device.type, enabled=False):  # ratios of sums, which bfloat16 rounds away
+            found = pairwise_si_sdr(estimates, batch["sources"], lengths)
+        return best_order(found)[0], estimates
 
     def _measure(self, batch: MixtureBatch, estimates: Tensor) -> None:
         """Keep the figures of each mixture, at its own length."""

@@ -124,7 +124,8 @@ def _correlate(rows: Tensor, weight: Tensor, bias: Tensor | None, zeros: int = 0
     image = rows.transpose(1, 2)[:, :, None]  # [B, D, 1, R], channels last
     taps = weight.float()[:, None, None]
     offset = None if bias is None else bias.float()
-    y = F.conv2d(image, taps, offset, padding=(0, zeros), groups=rows.shape[2])
+    with torch.autocast(rows.device.type, enabled=False):  # sums are float32; bfloat16 took minutes
+        y = F.conv2d(image, taps, offset, padding=(0, zeros), groups=rows.shape[2])
     return y[:, :, 0].transpose(1, 2)
 
 
