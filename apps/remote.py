@@ -69,12 +69,15 @@ class RemoteStore:
         return locks.leased(self, run)
 
     def at_work(self) -> str | None:
-        """Return the text of a lease that was written lately, by this machine's clock."""
+        """Return the text of a lease that was written lately, by this machine's clock.
+
+        Leases tell whole seconds.
+        """
         text = locks.settled(self)
         if not text:
             return None
         last = text.split()[-1]
-        fresh = last.isdecimal() and time.time() - int(last) <= locks.BEAT_S * locks.PATIENCE
+        fresh = last.isdecimal() and time.time() - int(last) <= locks.BEAT_S * locks.PATIENCE + 1
         return text if fresh else None
 
     def scratch(self, name: str) -> Path:

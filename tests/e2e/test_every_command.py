@@ -160,7 +160,9 @@ def shell(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     made: dict[str, Shell] = {}
 
     def of(name: str) -> Shell:
-        return made.setdefault(name, Shell(script, tmp_path_factory.mktemp(name)))
+        if name not in made:
+            made[name] = Shell(script, tmp_path_factory.mktemp(name))
+        return made[name]
 
     return of
 

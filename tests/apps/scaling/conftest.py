@@ -169,9 +169,9 @@ class Runner:
         return int(codes[0])
 
     def close(self) -> None:
-        """End the process."""
+        """End the process: by a line, as others' forked processes may hold its pipe open."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        print(file=self.process.stdin, flush=True)
         self.process.wait(timeout=60)
 
 

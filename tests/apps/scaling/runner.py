@@ -2,6 +2,7 @@
 
 Reads a line of JSON for each round: a list of {"args", "env", "kill_at", "out"}, started side by side.
 Answers with a line: their exit codes. `kill_at` kills a process behind that step, before anything is saved.
+An empty line ends it.
 """
 
 import json
@@ -59,7 +60,7 @@ def start(spec: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for line in sys.stdin:
+    while line := sys.stdin.readline().strip():
         children = [start(spec) for spec in json.loads(line)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(codes), flush=True)
