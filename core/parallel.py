@@ -18,6 +18,7 @@ import torch
 MOST = 8
 
 _lock = threading.Lock()
+_together = threading.Lock()
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _worker = threading.local()
 
@@ -41,6 +42,26 @@ def run(parts: Sequence[Callable[[], None]]) -> None:
     found = [_pool(workers()).submit(_without_gradients, part, inference) for part in parts]
     for future in found:
         future.result()
+
+
+def together(loop: Callable[[int], object]) -> None:
+    """Run a compiled loop in all workers at once, which may wait for each other in it (`core.crew`).
+
+    Args:
+        loop: Takes the number of threads that go through it; uses nothing of torch.
+    """
+    count = workers()
+    if count == 1 or not _together.acquire(blocking=False):  # two of these could wait for each other's threads
+        loop(1)
+        return
+    try:
+        pool = _pool(count)
+        found = [pool.submit(loop, count) for _ in range(count - 1)]
+        loop(count)
+        for future in found:
+            future.result()
+    finally:
+        _together.release()
 
 
 def _without_gradients(part: Callable[[], None], inference: bool) -> None:
@@ -79,8 +100,8 @@ def _start(count: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()  # the parent's may have been held at the fork
+    global _lock, _together  # noqa: PLW0603
+    _lock, _together = threading.Lock(), threading.Lock()  # the parent's may have been held at the fork
     _pools.clear()
 
 

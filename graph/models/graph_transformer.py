@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from manyheads.core.errors import DataError, UsageError
 from manyheads.core.ops import EdgeOrder, edge_order, segment_attention
 from manyheads.core.products import project
-from manyheads.core.residual import Block, fits, residual_block
 from manyheads.core.weights import check_fit
 from manyheads.graph.graphs import Graphs
 from manyheads.graph.models.inputs import (
@@ -33,6 +32,7 @@ from manyheads.graph.models.inputs import (
     read_out,
     wanted,
 )
+from manyheads.graph.models.graph_transformer_step import Edges, Stream, fits, layer_step
 
 Norm = Literal["batch", "layer", "both", "none"]
 Isolated = Literal["zero", "nan"]
@@ -73,6 +73,16 @@ class Attention(nn.Module):
         self.V = nn.Linear(in_dim, head_dim * num_heads, bias=use_bias)
         self.proj_e = nn.Linear(in_dim, head_dim * num_heads, bias=use_bias) if edges else None
         self.num_heads, self.isolated = num_heads, isolated
+
+    def projections(self) -> list[nn.Module]:
+        """Of queries, keys, values and, in the edge variant, edges."""
+        return [self.Q, self.K, self.V] if self.proj_e is None else [self.Q, self.K, self.V, self.proj_e]
+
+    def edges(self, edge_index: Tensor, order: EdgeOrder | None, nodes: int) -> Edges:
+        """A graph's edges, and how they are attended along."""
+        order = edge_order(edge_index, nodes) if order is None else order
+        scale = (self.Q.out_features // self.num_heads) ** -0.5
+        return Edges(edge_index, order, self.num_heads, scale, CLAMP, EPS if self.proj_e is not None else 0.0)
 
     def forward(
         self, h: Tensor, e: Tensor | None, edge_index: Tensor, order: EdgeOrder | None = None
@@ -152,20 +162,29 @@ class GraphTransformerLayer(nn.Module):
         self, h: Tensor, e: Tensor | None, edge_index: Tensor, order: EdgeOrder | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Give the nodes' new states, and the edges' in the edge variant."""
+        streams = [self._stream(s) for s in self.streams] if self._steps() else []
+        states = [h] if e is None else [h, e]
+        if streams and fits(self.attention.projections(), streams, *states):
+            edges = self.attention.edges(edge_index, order, len(h))
+            return layer_step(self.attention.projections(), streams, edges, h, e)
         mixed, products = self.attention(h, e, edge_index, order)
-        h = self._finish(self.streams[0], h, mixed)
+        h = self._finish(self.streams[0], h, mixed.flatten(1))
         if products is None or e is None:
             return h, None
-        return h, self._finish(self.streams[1], e, products)
+        return h, self._finish(self.streams[1], e, products.flatten(1))
 
-    def _finish(self, s: str, x: Tensor, attended: Tensor) -> Tensor:
+    def _steps(self) -> bool:
+        """Whether this is a form of the layer that `layer_step` has."""
+        plain = self.norm == "batch" and self.residual and not (self.dropout and self.training)
+        return plain and self.attention.isolated == "zero"
+
+    def _stream(self, s: str) -> Stream:
+        parts = ("O{}", "batch_norm1{}", "FFN{}_layer1", "FFN{}_layer2", "batch_norm2{}")
+        return Stream(*(self.get_submodule(part.format(s)) for part in parts))
+
+    def _finish(self, s: str, x: Tensor, y: Tensor) -> Tensor:
         """What follows the attention, the same for nodes and edges with parameters of their own."""
-        y = F.dropout(attended.flatten(1), self.dropout, self.training)
-        if self.norm == "batch" and self.residual and not (self.dropout and self.training):
-            parts = ("O{}", "batch_norm1{}", "FFN{}_layer1", "FFN{}_layer2", "batch_norm2{}")
-            block = Block(*(getattr(self, part.format(s)) for part in parts))
-            if fits(block, x, y):
-                return residual_block(block, x, y)
+        y = F.dropout(y, self.dropout, self.training)
         x = self._normed(f"1{s}", project(self.get_submodule(f"O{s}"), y, add=self._added(x)))
         y = project(self.get_submodule(f"FFN{s}_layer1"), x, relu=True)
         y = F.dropout(y, self.dropout, self.training)
