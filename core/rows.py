@@ -1,8 +1,8 @@
 """What is done to blocks of rows between products, compiled by numba: sums, ReLUs, batch norms and gradients.
 
 For kernels that take a block through several steps while it lies in the first cache; columns are multiples of
-16 (`core.lanes`). Sums over all rows are taken stripe by stripe, so that they do not depend on how stripes
-were shared out; a stripe's are those of its blocks: long sums are cut, and rounding stays small.
+16 (`core.lanes`). Sums over all rows are taken part by part, so that they do not depend on how parts were
+shared out to threads; a part's are those of its blocks: long sums are cut, and rounding stays small.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -14,30 +14,30 @@ import numpy as np
 from manyheads.core.jit import kernel
 from manyheads.core.lanes import choose, load, spread, store
 
-STRIPE = 512  # rows
-BLOCK = 64
+BLOCK = 64  # rows
 SHORT = 16  # rows of a gradient that are summed up in turn
 
 
 @kernel
-def merge(parts, rows, eps, momentum, norm, running_mean, running_var):
-    """Set mean and 1 / deviation in a norm's first two rows from the stripes' parts; move the running ones.
+def merge(parts, counts, eps, momentum, norm, running_mean, running_var):
+    """Set mean and 1 / deviation in a norm's first two rows from all parts; move the running ones.
 
-    A stripe is merged into those before it (Chan, Golub and LeVeque 1979): exact for columns far from zero.
+    A part is merged into those before it (Chan, Golub and LeVeque 1979): exact for columns far from zero.
     """
     kept = 1.0 - momentum
     for c in range(norm.shape[1]):
-        mean, squares = np.float64(0.0), np.float64(0.0)
-        for stripe in range(parts.shape[0]):
-            before = stripe * STRIPE
-            own = min(STRIPE, rows - before)
-            away = parts[stripe, 0, c] - mean
-            mean += away * own / (before + own)
-            squares += parts[stripe, 1, c] + away * away * before * own / (before + own)
+        rows, mean, squares = np.float64(0.0), np.float64(0.0), np.float64(0.0)
+        for part in range(parts.shape[0]):
+            if counts[part] == 0:
+                continue
+            before, rows = rows, rows + counts[part]
+            away = parts[part, 0, c] - mean
+            mean += away * counts[part] / rows
+            squares += parts[part, 1, c] + away * away * before * counts[part] / rows
         norm[0, c] = mean
         norm[1, c] = 1.0 / np.sqrt(squares / rows + eps)
         running_mean[c] = kept * running_mean[c] + momentum * mean
-        running_var[c] = kept * running_var[c] + momentum * squares / max(rows - 1, 1)
+        running_var[c] = kept * running_var[c] + momentum * squares / max(rows - 1.0, 1.0)
 
 
 @kernel
@@ -79,16 +79,16 @@ def relu(x, begin, rows):
 
 
 @kernel
-def hide(grad, shown, begin, rows):
+def hide(grad, shown, rows):
     """Zero the gradient where a ReLU gave none."""
     width, nothing = grad.shape[1] // 16, spread(np.float32(0.0))
     for i in range(rows * width):
-        store(grad, i, choose(load(shown, begin * width + i) > nothing, load(grad, i), nothing))
+        store(grad, i, choose(load(shown, i) > nothing, load(grad, i), nothing))
 
 
 @kernel
 def measure(x, begin, rows, part, before):
-    """Merge a block's mean and squared distances into those of the stripe's rows before it."""
+    """Merge a block's mean and squared distances into those of the part's rows before it."""
     width, nothing = x.shape[1] // 16, spread(np.float32(0.0))
     own = np.float32(rows)
     share, weight = own / np.float32(before + rows), np.float32(before)

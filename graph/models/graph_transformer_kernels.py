@@ -1,10 +1,13 @@
 """A layer of the Graph Transformer in training, compiled by numba: one function either way, for all threads.
 
-Nodes are stream 0, edges stream 1, which has no rows where there are none or nobody looks at them. A batch
-norm and the attention wait for all rows, so that a pass is some phases: threads share out a phase's stripes of
-rows or ranges of nodes, then meet (`core.crew`). Between two of them a block of rows goes through everything
-while it lies in the cache (`core.rows`, `core.tiles`). Sums are left a stripe at a time and added up in order:
-results do not depend on the number of threads.
+A batch norm waits for all rows, so that a pass is some phases: threads share out a phase's parts, then meet
+(`core.crew`). A part is some pieces, each of them nodes and edges that follow one another. Where a batch is many
+small graphs, pieces are closed: no edge leaves one. Then projections, attention and what follows it up to the
+norm are one phase, and a piece goes through all of them while it lies in the second cache; else they are three.
+Blocks of rows go through a step while they lie in the first (`core.rows`, `core.tiles`).
+
+Sums are left a part at a time and added up in order: results do not depend on the number of threads. Nodes are
+stream 0, edges stream 1, which has no rows in the node variant, nor on the way back where nobody looks at them.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -18,7 +21,6 @@ from manyheads.core.jit import kernel
 from manyheads.core.ops.segment_attention import numba_kernels as attention
 from manyheads.core.rows import (
     BLOCK,
-    STRIPE,
     add,
     clear,
     column_sums,
@@ -34,178 +36,242 @@ from manyheads.core.rows import (
 )
 from manyheads.core.tiles import add_outer, add_product
 
-RANGE = 256  # nodes whose edges a thread takes at once
+PIECE = 768  # nodes and edges, from which a piece may end
+LARGE = 4096  # a closed piece that is larger leaves threads idle
+PARTS = 16
 PHASES = 20  # slots of `core.crew`
 attend, attend_into, attend_out = attention.forward, attention.backward_into, attention.backward_out
 
 
 @kernel
-def _stripes(x):
-    return -(-x.shape[0] // STRIPE)
+def cut(source, target, nodes):
+    """Cut a graph into pieces: where each one's nodes and edges begin `[pieces + 1, 2]`, whether all are closed."""
+    edges = source.size
+    lowest = np.empty(edges + 1, np.int64)  # node of the edges from here on
+    lowest[edges] = nodes
+    for e in range(edges - 1, -1, -1):
+        lowest[e] = min(lowest[e + 1], source[e], target[e])
+    cuts = np.zeros(((nodes + edges) // PIECE + 2, 2), np.int64)
+    count, highest, largest = 0, -1, 0
+    for e in range(1, edges + 1):
+        highest = max(highest, source[e - 1], target[e - 1])
+        rows = lowest[e] - cuts[count, 0] + e - cuts[count, 1]
+        if highest < lowest[e] and (rows >= PIECE or e == edges):
+            largest = max(largest, rows)
+            count += 1
+            cuts[count] = lowest[e], e
+    if edges and largest <= LARGE:
+        return cuts[: count + 1], True
+    pieces = cuts.shape[0] - 1
+    for i in range(1, pieces + 1):
+        cuts[i] = nodes * i // pieces, edges * i // pieces
+    return cuts, False
+
+
+@kernel
+def _piece(cuts, part, parts):
+    """The first piece of a part."""
+    return (cuts.shape[0] - 1) * part // parts
 
 
 @kernel
 def forward(
     x, inward, projected, mixed, edges, options, logits, shares, outputs, inner, norms1, norms2, running,
-    numbers, total, hidden, second, out, parts, slots, threads,
+    numbers, total, second, out, sums, counts, cuts, closed, slots, threads,
 ):  # fmt: skip
     """Give `out`, and what the way back needs.
 
-    Tuples: x, mixed, total, hidden, second, out, parts, norms1, norms2 of the two streams; inward of the
+    Tuples: x, mixed, total, second, out, sums (of each part), norms1, norms2 of the two streams; inward of the
     turned weights of Q, K, V and the edges' projection, projected of what they give; edges of sources,
     targets, their order by target and where each begins; options of scale, clamp and eps; outputs of turned
     weights, biases; inner of both of the net's layers; running of means and variances; numbers of eps and
     momentum.
     """
-    nodes, both = _stripes(x[0]), _stripes(x[0]) + _stripes(x[1])
-    item = take(slots, 0)
-    while item < both:
-        if item < nodes:
-            for t in range(3):
-                _project(x[0], inward[t], projected[t], item)
-        else:
-            _project(x[1], inward[3], projected[3], item - nodes)
-        item = take(slots, 0)
+    parts = counts.shape[1]
+    part = take(slots, 0)
+    while part < parts:
+        first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+        for s in range(2):
+            counts[s, part] = cuts[last, s] - cuts[first, s]
+        for piece in range(first, last):
+            _project(x, inward, projected, cuts[piece], cuts[piece + 1])
+            if closed:
+                _attend(projected, mixed, edges, options, logits, shares, cuts[piece, 0], cuts[piece + 1, 0])
+                _sum(x, mixed, outputs, total, sums, part, cuts[first], cuts[piece], cuts[piece + 1])
+        part = take(slots, 0)
     meet(slots, 1, threads)
-    count = x[0].shape[0]
-    begin = take(slots, 2) * RANGE
-    while begin < count:
-        attend(
-            projected[0], projected[1], projected[2], projected[3], edges[0], edges[1], edges[2], edges[3],
-            options[0], options[1], options[2], mixed[0], mixed[1], logits, shares, begin,
-            min(begin + RANGE, count),
-        )  # fmt: skip
-        begin = take(slots, 2) * RANGE
-    meet(slots, 3, threads)
-    item = take(slots, 4)
-    while item < both:
-        s, stripe = (0, item) if item < nodes else (1, item - nodes)
-        _sum(x[s], mixed[s], outputs[s], outputs[2 + s], total[s], parts[s], stripe)
-        item = take(slots, 4)
-    meet(slots, 5, threads)
-    _merge(slots, 6, parts, x, numbers, 0, norms1, running, threads)
-    item = take(slots, 8)
-    while item < both:
-        s, stripe = (0, item) if item < nodes else (1, item - nodes)
-        net = inner[s], inner[2 + s], inner[4 + s], inner[6 + s]
-        _inner(total[s], norms1[s], net, hidden[s], second[s], parts[s], stripe)
-        item = take(slots, 8)
+    if not closed:
+        part = take(slots, 2)
+        while part < parts:
+            first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+            _attend(projected, mixed, edges, options, logits, shares, cuts[first, 0], cuts[last, 0])
+            part = take(slots, 2)
+        meet(slots, 3, threads)
+        part = take(slots, 4)
+        while part < parts:
+            first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+            _sum(x, mixed, outputs, total, sums, part, cuts[first], cuts[first], cuts[last])
+            part = take(slots, 4)
+        meet(slots, 5, threads)
+    _merge(slots, 6, sums, counts, numbers, 0, norms1, running, threads)
+    part = take(slots, 8)
+    while part < parts:
+        first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+        for s in range(2):
+            net = inner[s], inner[2 + s], inner[4 + s], inner[6 + s]
+            _inner(total[s], norms1[s], net, second[s], sums[s][part], cuts[first, s], cuts[last, s])
+        part = take(slots, 8)
     meet(slots, 9, threads)
-    _merge(slots, 10, parts, x, numbers, 1, norms2, running, threads)
-    item = take(slots, 12)
-    while item < both:
-        s, stripe = (0, item) if item < nodes else (1, item - nodes)
-        begin, rows = stripe * STRIPE, min(STRIPE, x[s].shape[0] - stripe * STRIPE)
-        normalise(second[s], begin, norms2[s], out[s], begin, rows)
-        item = take(slots, 12)
+    _merge(slots, 10, sums, counts, numbers, 1, norms2, running, threads)
+    part = take(slots, 12)
+    while part < parts:
+        first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+        for s in range(2):
+            begin = cuts[first, s]
+            normalise(second[s], begin, norms2[s], out[s], begin, cuts[last, s] - begin)
+        part = take(slots, 12)
 
 
 @kernel
-def _project(x, weight, out, stripe):
-    begin, rows = stripe * STRIPE, min(STRIPE, x.shape[0] - stripe * STRIPE)
-    zero(out, begin, rows)
-    add_product(x, begin, weight, out, begin, rows)
+def _project(x, weights, out, first, last):
+    for t in range(4):
+        s = 1 if t == 3 else 0
+        for begin in range(first[s], last[s], BLOCK):
+            rows = min(BLOCK, last[s] - begin)
+            zero(out[t], begin, rows)
+            add_product(x[s], begin, weights[t], out[t], begin, rows)
 
 
 @kernel
-def _sum(x, y, weight, bias, total, parts, stripe):
+def _attend(projected, mixed, edges, options, logits, shares, first, last):
+    q, k, v, edge = projected
+    attend(
+        q, k, v, edge, edges[0], edges[1], edges[2], edges[3], options[0], options[1], options[2], mixed[0],
+        mixed[1], logits, shares, first, last,
+    )  # fmt: skip
+
+
+@kernel
+def _sum(x, y, outputs, total, sums, part, start, first, last):
     """`total = x + (y @ weight + bias)`, and its mean and squared distances from it."""
-    end = min(stripe * STRIPE + STRIPE, total.shape[0])
-    for begin in range(stripe * STRIPE, end, BLOCK):
-        rows = min(BLOCK, end - begin)
-        fill(bias, total, begin, rows)
-        add_product(y, begin, weight, total, begin, rows)
-        add(x, begin, total, begin, rows)
-        measure(total, begin, rows, parts[stripe], begin - stripe * STRIPE)
+    for s in range(2):
+        for begin in range(first[s], last[s], BLOCK):
+            rows = min(BLOCK, last[s] - begin)
+            fill(outputs[2 + s], total[s], begin, rows)
+            add_product(y[s], begin, outputs[s], total[s], begin, rows)
+            add(x[s], begin, total[s], begin, rows)
+            measure(total[s], begin, rows, sums[s][part], begin - start[s])
 
 
 @kernel
-def _inner(total, norm, net, hidden, second, parts, stripe):
+def _inner(total, norm, net, second, sums, first, last):
     """`z = norm(total)`, `hidden = relu(expand(z))`, `second = z + contract(hidden)`, measured likewise."""
     expand, expand_bias, contract, contract_bias = net
-    z = np.empty((BLOCK, total.shape[1]), np.float32)
-    end = min(stripe * STRIPE + STRIPE, total.shape[0])
-    for begin in range(stripe * STRIPE, end, BLOCK):
-        rows = min(BLOCK, end - begin)
-        normalise(total, begin, norm, z, 0, rows)
-        fill(expand_bias, hidden, begin, rows)
-        add_product(z, 0, expand, hidden, begin, rows)
-        relu(hidden, begin, rows)
+    z, hidden = np.empty((BLOCK, total.shape[1]), np.float32), np.empty((BLOCK, expand.shape[1]), np.float32)
+    for begin in range(first, last, BLOCK):
+        rows = min(BLOCK, last - begin)
+        _hidden(total, begin, norm, expand, expand_bias, z, hidden, rows)
         fill(contract_bias, second, begin, rows)
-        add_product(hidden, begin, contract, second, begin, rows)
+        add_product(hidden, 0, contract, second, begin, rows)
         add(z, 0, second, begin, rows)
-        measure(second, begin, rows, parts[stripe], begin - stripe * STRIPE)
+        measure(second, begin, rows, sums, begin - first)
 
 
 @kernel
-def _merge(slots, phase, parts, x, numbers, which, norms, running, threads):
+def _hidden(total, begin, norm, expand, bias, z, hidden, rows):
+    """Both of a block of rows: made again on the way back, which is cheaper than to store and fetch them."""
+    normalise(total, begin, norm, z, 0, rows)
+    fill(bias, hidden, 0, rows)
+    add_product(z, 0, expand, hidden, 0, rows)
+    relu(hidden, 0, rows)
+
+
+@kernel
+def _merge(slots, phase, sums, counts, numbers, which, norms, running, threads):
     """Both streams' means and deviations; then all threads go on."""
     s = take(slots, phase)
     while s < 2:
-        if x[s].shape[0]:
+        if counts[s].sum():
             eps, momentum = numbers[s, which, 0], numbers[s, which, 1]
             at = 4 * s + 2 * which
-            merge(parts[s], x[s].shape[0], eps, momentum, norms[s], running[at], running[at + 1])
+            merge(sums[s], counts[s], eps, momentum, norms[s], running[at], running[at + 1])
         s = take(slots, phase)
     meet(slots, phase + 1, threads)
 
 
 @kernel
 def backward(
-    grads, x, inward, projected, mixed, edges, options, logits, shares, outputs, inner, norms1, norms2, total,
-    hidden, second, dz, dmixed, dprojected, weights, dlogits, dx, parts, sums, dweights, found, slots, threads,
+    grads, x, inward, projected, mixed, edges, options, logits, shares, outputs, inner, turned, norms1, norms2,
+    total, second, dz, dmixed, dprojected, dlogits, dx, sums, totals, dweights, found, cuts, closed, slots,
+    threads,
 ):  # fmt: skip
     """From the gradients of both streams' results to those of all else.
 
-    Tuples as in `forward`, weights as the layers have them, and edges with the order by source too; grads, dz,
-    dmixed, dx, parts and sums (totals and means of both norms) of the streams; dprojected of Q, K, V and the
-    edges; dweights of each stripe, found of their sums: Q, K, V, edges, then of both streams the output, the
-    net's layers and its first bias.
+    Tuples as in `forward`, weights as the layers have them, turned of the net's first turned ones and its
+    biases, and edges with the order by source too; grads, dz, dmixed, dx, sums of the streams; totals (sums and
+    means) of both norms; dprojected of Q, K, V and the edges; dlogits of weights and logits; dweights of each
+    part, found of their sums: Q, K, V, edges, then of both streams the output, the net's layers and its first
+    bias.
     """
-    nodes, both = _stripes(grads[0]), _stripes(grads[0]) + _stripes(grads[1])
-    item = take(slots, 0)
-    while item < both:
-        s, stripe = (0, item) if item < nodes else (1, item - nodes)
-        _sums_of_norm(grads[s], second[s], norms2[s], parts[s], stripe)
-        item = take(slots, 0)
+    parts = dweights[0].shape[0]
+    seen = 2 if grads[1].shape[0] else 1
+    part = take(slots, 0)
+    while part < parts:
+        first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+        for s in range(seen):
+            clear(sums[s][part])
+            for begin in range(cuts[first, s], cuts[last, s], BLOCK):
+                rows = min(BLOCK, cuts[last, s] - begin)
+                gradient_sums(grads[s], begin, second[s], begin, norms2[s], rows, sums[s][part])
+        part = take(slots, 0)
     meet(slots, 1, threads)
-    _totals(slots, 2, parts, grads, sums, 2, threads)
-    item = take(slots, 4)
-    while item < both:
-        s, stripe = (0, item) if item < nodes else (1, item - nodes)
-        layers = inner[s], inner[2 + s]
-        dlayers = dweights[6 + s], dweights[8 + s], dweights[10 + s]
-        _inner_back(
-            grads[s], second[s], norms2[s], sums[2 + s], hidden[s], total[s], norms1[s], layers, dz[s],
-            parts[s], dlayers, stripe,
-        )  # fmt: skip
-        item = take(slots, 4)
+    _totals(slots, 2, sums, grads, totals, 2, threads)
+    part = take(slots, 4)
+    while part < parts:
+        first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+        for t in range(12):
+            clear(dweights[t][part])
+        for s in range(seen):
+            layers = inner[s], inner[2 + s], turned[s], turned[2 + s]
+            dlayers = dweights[6 + s][part], dweights[8 + s][part], dweights[10 + s][part]
+            _inner_back(
+                grads[s], second[s], norms2[s], totals[2 + s], total[s], norms1[s], layers, dz[s], sums[s][part],
+                dlayers, cuts[first, s], cuts[last, s],
+            )  # fmt: skip
+        part = take(slots, 4)
     meet(slots, 5, threads)
-    _totals(slots, 6, parts, grads, sums, 0, threads)
-    item = take(slots, 8)
-    while item < both:
-        s, stripe = (0, item) if item < nodes else (1, item - nodes)
-        _sum_back(
-            dz[s], total[s], norms1[s], sums[s], mixed[s], outputs[s], dx[s], dmixed[s], dweights[4 + s], stripe
-        )
-        item = take(slots, 8)
+    _totals(slots, 6, sums, grads, totals, 0, threads)
+    part = take(slots, 8)
+    while part < parts:
+        first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
+        for piece in range(first, last):
+            a, b = cuts[piece], cuts[piece + 1]
+            _sum_back(dz, total, norms1, totals, mixed, outputs, dx, dmixed, dweights, part, seen, a, b)
+            if closed:
+                _into(projected, mixed, dmixed, edges, options, logits, shares, dprojected, dlogits, a[0], b[0])
+                _out(projected, dmixed, edges, options, dprojected, dlogits, a[0], b[0])
+                _project_back(x, dprojected, inward, dx, dweights, part, seen, a, b)
+        part = take(slots, 8)
     meet(slots, 9, threads)
-    _attention_back(
-        slots, 10, projected, mixed, dmixed, edges, options, logits, shares, dprojected, weights, dlogits, threads
-    )
-    nodes, both = _stripes(x[0]), _stripes(x[0]) + _stripes(x[1])
-    item = take(slots, 14)
-    while item < both:
-        if item < nodes:
-            for t in range(3):
-                _project_back(x[0], dprojected[t], inward[t], dx[0], dweights[t], item)
-        else:
-            if grads[1].shape[0] == 0:  # nobody looked at the edges: no residual came back
-                stripe = item - nodes
-                zero(dx[1], stripe * STRIPE, min(STRIPE, x[1].shape[0] - stripe * STRIPE))
-            _project_back(x[1], dprojected[3], inward[3], dx[1], dweights[3], item - nodes)
-        item = take(slots, 14)
-    meet(slots, 15, threads)
+    if not closed:
+        part = take(slots, 10)
+        while part < parts:
+            a, b = cuts[_piece(cuts, part, parts)], cuts[_piece(cuts, part + 1, parts)]
+            _into(projected, mixed, dmixed, edges, options, logits, shares, dprojected, dlogits, a[0], b[0])
+            part = take(slots, 10)
+        meet(slots, 11, threads)
+        part = take(slots, 12)
+        while part < parts:
+            a, b = cuts[_piece(cuts, part, parts)], cuts[_piece(cuts, part + 1, parts)]
+            _out(projected, dmixed, edges, options, dprojected, dlogits, a[0], b[0])
+            part = take(slots, 12)
+        meet(slots, 13, threads)
+        part = take(slots, 14)
+        while part < parts:
+            a, b = cuts[_piece(cuts, part, parts)], cuts[_piece(cuts, part + 1, parts)]
+            _project_back(x, dprojected, inward, dx, dweights, part, seen, a, b)
+            part = take(slots, 14)
+        meet(slots, 15, threads)
     t = take(slots, 16)
     while t < len(found):
         _add_up(dweights[t], found[t])
@@ -213,109 +279,94 @@ def backward(
 
 
 @kernel
-def _sums_of_norm(grad, x, norm, parts, stripe):
-    clear(parts[stripe])
-    end = min(stripe * STRIPE + STRIPE, x.shape[0])
-    for begin in range(stripe * STRIPE, end, BLOCK):
-        gradient_sums(grad, begin, x, begin, norm, min(BLOCK, end - begin), parts[stripe])
-
-
-@kernel
-def _totals(slots, phase, parts, grads, sums, first, threads):
-    """Both streams' sums of a norm's gradient over all stripes, and means; then all threads go on."""
+def _totals(slots, phase, sums, grads, totals, first, threads):
+    """Both streams' sums of a norm's gradient over all parts, and means; then all threads go on."""
     s = take(slots, phase)
     while s < 2:
         if grads[s].shape[0]:
-            _add_up(parts[s], sums[first + s])
-            for c in range(sums[first + s].shape[1]):
+            total = totals[first + s]
+            _add_up(sums[s], total)
+            for c in range(total.shape[1]):
                 for row in range(2):
-                    sums[first + s][2 + row, c] = sums[first + s][row, c] / np.float32(grads[s].shape[0])
+                    total[2 + row, c] = total[row, c] / np.float32(grads[s].shape[0])
         s = take(slots, phase)
     meet(slots, phase + 1, threads)
 
 
 @kernel
-def _inner_back(grad, second, norm2, sums2, hidden, total, norm1, layers, dz, parts, dlayers, stripe):
+def _inner_back(grad, second, norm2, totals2, total, norm1, layers, dz, sums, dlayers, first, last):
     """Through the second norm and the net, to the first norm's output."""
-    (expand, contract), (dexpand, dcontract, dbias) = layers, dlayers
-    width, wide = total.shape[1], hidden.shape[1]
+    (expand, contract, turned, bias), (dexpand, dcontract, dbias) = layers, dlayers
+    width, wide = contract.shape
     dsecond, z = np.empty((BLOCK, width), np.float32), np.empty((BLOCK, width), np.float32)
-    dhidden = np.empty((BLOCK, wide), np.float32)
-    clear(parts[stripe])
-    clear(dexpand[stripe])
-    clear(dcontract[stripe])
-    clear(dbias[stripe])
-    end = min(stripe * STRIPE + STRIPE, total.shape[0])
-    for begin in range(stripe * STRIPE, end, BLOCK):
-        rows = min(BLOCK, end - begin)
-        normalise_backward(grad, begin, second, norm2, sums2, dsecond, 0, rows)
-        add_outer(dsecond, 0, hidden, begin, dcontract[stripe], rows, 0, width)
+    dhidden, hidden = np.empty((BLOCK, wide), np.float32), np.empty((BLOCK, wide), np.float32)
+    clear(sums)
+    for begin in range(first, last, BLOCK):
+        rows = min(BLOCK, last - begin)
+        normalise_backward(grad, begin, second, norm2, totals2, dsecond, 0, rows)
+        _hidden(total, begin, norm1, turned, bias, z, hidden, rows)
+        add_outer(dsecond, 0, hidden, 0, dcontract, rows, 0, width)
         zero(dhidden, 0, rows)
         add_product(dsecond, 0, contract, dhidden, 0, rows)
-        hide(dhidden, hidden, begin, rows)
-        column_sums(dhidden, 0, rows, dbias[stripe])
-        normalise(total, begin, norm1, z, 0, rows)
-        add_outer(dhidden, 0, z, 0, dexpand[stripe], rows, 0, wide)
+        hide(dhidden, hidden, rows)
+        column_sums(dhidden, 0, rows, dbias)
+        add_outer(dhidden, 0, z, 0, dexpand, rows, 0, wide)
         zero(dz, begin, rows)
         add_product(dhidden, 0, expand, dz, begin, rows)
         add(dsecond, 0, dz, begin, rows)
-        gradient_sums(dz, begin, total, begin, norm1, rows, parts[stripe])
+        gradient_sums(dz, begin, total, begin, norm1, rows, sums)
 
 
 @kernel
-def _sum_back(dz, total, norm, sums, y, weight, dtotal, dy, dweight, stripe):
+def _sum_back(dz, total, norms, totals, y, weights, dtotal, dy, dweights, part, seen, first, last):
     """Through the first norm, to x (whose gradient is the sum's) and through the projection to y."""
-    clear(dweight[stripe])
-    end = min(stripe * STRIPE + STRIPE, total.shape[0])
-    for begin in range(stripe * STRIPE, end, BLOCK):
-        rows = min(BLOCK, end - begin)
-        normalise_backward(dz, begin, total, norm, sums, dtotal, begin, rows)
-        add_outer(dtotal, begin, y, begin, dweight[stripe], rows, 0, total.shape[1])
-        zero(dy, begin, rows)
-        add_product(dtotal, begin, weight, dy, begin, rows)
+    for s in range(seen):
+        for begin in range(first[s], last[s], BLOCK):
+            rows = min(BLOCK, last[s] - begin)
+            normalise_backward(dz[s], begin, total[s], norms[s], totals[s], dtotal[s], begin, rows)
+            add_outer(dtotal[s], begin, y[s], begin, dweights[4 + s][part], rows, 0, total[s].shape[1])
+            zero(dy[s], begin, rows)
+            add_product(dtotal[s], begin, weights[s], dy[s], begin, rows)
 
 
 @kernel
-def _attention_back(
-    slots, phase, projected, mixed, dmixed, edges, options, logits, shares, dprojected, weights, dlogits, threads
-):  # fmt: skip
-    count, (q, k, v, edge), (dq, dk, dv, dedge) = mixed[0].shape[0], projected, dprojected
-    begin = take(slots, phase) * RANGE
-    while begin < count:
-        attend_into(
-            dmixed[0], dmixed[1], q, k, v, edge, edges[0], edges[1], edges[2], edges[3], options[0], options[1],
-            mixed[0], logits, shares, dq, dedge, weights, dlogits, begin, min(begin + RANGE, count),
-        )  # fmt: skip
-        begin = take(slots, phase) * RANGE
-    meet(slots, phase + 1, threads)
-    begin = take(slots, phase + 2) * RANGE
-    while begin < count:
-        attend_out(
-            dmixed[0], dmixed[1], q, edge, edges[0], edges[1], edges[4], edges[5], options[0], weights, dlogits,
-            dk, dv, begin, min(begin + RANGE, count),
-        )  # fmt: skip
-        begin = take(slots, phase + 2) * RANGE
-    meet(slots, phase + 3, threads)
+def _into(projected, mixed, dmixed, edges, options, logits, shares, dprojected, dlogits, first, last):
+    (q, k, v, edge), (weights, dlogit) = projected, dlogits
+    attend_into(
+        dmixed[0], dmixed[1], q, k, v, edge, edges[0], edges[1], edges[2], edges[3], options[0], options[1],
+        mixed[0], logits, shares, dprojected[0], dprojected[3], weights, dlogit, first, last,
+    )  # fmt: skip
 
 
 @kernel
-def _project_back(x, grad, weight, dx, dweight, stripe):
-    """Add to x's gradient."""
-    clear(dweight[stripe])
-    end = min(stripe * STRIPE + STRIPE, x.shape[0])
-    for begin in range(stripe * STRIPE, end, BLOCK):
-        rows = min(BLOCK, end - begin)
-        add_product(grad, begin, weight, dx, begin, rows)
-        add_outer(grad, begin, x, begin, dweight[stripe], rows, 0, grad.shape[1])
+def _out(projected, dmixed, edges, options, dprojected, dlogits, first, last):
+    weights, dlogit = dlogits
+    attend_out(
+        dmixed[0], dmixed[1], projected[0], projected[3], edges[0], edges[1], edges[4], edges[5], options[0],
+        weights, dlogit, dprojected[1], dprojected[2], first, last,
+    )  # fmt: skip
+
+
+@kernel
+def _project_back(x, grads, weights, dx, dweights, part, seen, first, last):
+    """Add to x's gradients; those of edges that nobody looked at begin here."""
+    for t in range(4):
+        s = 1 if t == 3 else 0
+        for begin in range(first[s], last[s], BLOCK):
+            rows = min(BLOCK, last[s] - begin)
+            if s >= seen:
+                zero(dx[s], begin, rows)
+            add_product(grads[t], begin, weights[t], dx[s], begin, rows)
+            add_outer(grads[t], begin, x[s], begin, dweights[t][part], rows, 0, grads[t].shape[1])
 
 
 @kernel
 def _add_up(parts, found):
-    """The first rows of found are the sum of the stripes' parts."""
+    """The first rows of found are the sum of the parts."""
     for row in range(parts.shape[1]):
         for c in range(parts.shape[2]):
             found[row, c] = np.float32(0.0)
-    for stripe in range(parts.shape[0]):
+    for part in range(parts.shape[0]):
         for row in range(parts.shape[1]):
             for c in range(parts.shape[2]):
-                found[row, c] += parts[stripe, row, c]
+                found[row, c] += parts[part, row, c]

@@ -138,58 +138,59 @@ class _Layer(torch.autograd.Function):
 
         weights = _Weights(given)
         x = [h.contiguous(), h[:0] if e is None else e.contiguous()]
+        ends, options = _ends(edges), _options(edges)
+        cuts, closed = kernels.cut(*(end.numpy() for end in ends[:2]), len(h))
+        cuts[:, 1] *= e is not None
+        parts = min(kernels.PARTS, len(cuts) - 1)
         projected = [_like(y, len(w)) for y, w in zip([x[0]] * 3 + [x[1]], weights.inward, strict=True)]
         mixed, total, second, out = ([_like(y, h.shape[1]) for y in x] for _ in range(4))
-        hidden = [_like(y, len(weights.expand[0])) for y in x]
         attended = [h.new_empty(edges.edge_index.shape[1], edges.heads), h.new_empty(len(h), 2, edges.heads)]
         shifts = [[torch.stack([g, b, g, b]) for g, b in each] for each in (weights.norm1, weights.norm2)]
         pairs = [norms[0], norms[-1]]
         running = [y for pair in pairs for norm in pair for y in (norm.running_mean, norm.running_var)]
         numbers = torch.tensor([[[n.eps, n.momentum] for n in pair] for pair in pairs], dtype=torch.float64)
-        parts = [h.new_empty(stripes(y), 2, h.shape[1]) for y in x]
+        sums, counts = [h.new_empty(parts, 2, h.shape[1]) for _ in x], np.empty((2, parts), np.int64)
         output = [*_turned(weights.output), *_rows(weights.output_bias)]
-        inner = [*_turned(weights.expand), *_rows(weights.expand_bias)]
-        inner += [*_turned(weights.contract), *_rows(weights.contract_bias)]
+        turned = [*_turned(weights.expand), *_rows(weights.expand_bias)]
+        inner = [*turned, *_turned(weights.contract), *_rows(weights.contract_bias)]
         _together(
-            kernels.forward, x, _turned(weights.inward), projected, mixed, _ends(edges), _options(edges),
-            *attended, output, inner, *shifts, running, numbers, total, hidden, second, out, parts,
+            kernels.forward, x, _turned(weights.inward), projected, mixed, ends, options, *attended, output,
+            inner, *shifts, running, numbers, total, second, out, sums, counts, cuts, closed,
         )  # fmt: skip
-        ctx.edges, ctx.variant = edges, e is not None
+        ctx.edges, ctx.cuts, ctx.variant = (ends, options), (cuts, closed, parts), e is not None
         ctx.set_materialize_grads(False)  # nobody looks at the last layer's edges: they have no gradients
         kept = (x, weights.inward, projected, mixed, attended, weights.output, weights.expand + weights.contract,
-                *shifts, total, hidden, second)  # fmt: skip
+                turned, *shifts, total, second)  # fmt: skip
         ctx.sizes = [len(group) for group in kept]
         ctx.save_for_backward(*chain.from_iterable(kept))
         return out[0], out[1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dh: Tensor | None, de: Tensor | None) -> tuple[Tensor | None, ...]:
         from manyheads.graph.models import graph_transformer_kernels as kernels
 
-        saved = iter(ctx.saved_tensors)
+        saved, (cuts, closed, parts) = iter(ctx.saved_tensors), ctx.cuts
         kept = [list(islice(saved, size)) for size in ctx.sizes]
-        x, inward, projected, mixed, attended, output, inner, *shifts, total, hidden, second = kept
-        dh, de = grads
-        back = [torch.zeros_like(x[0]) if dh is None else dh.contiguous()]
-        back.append(x[1][:0] if de is None else de.contiguous())
-        dz, dmixed = ([torch.empty_like(g) for g in back] for _ in range(2))
+        x, inward, projected, mixed, attended, output, inner, turned, *shifts, total, second = kept
+        grads = [torch.zeros_like(x[0]) if dh is None else dh.contiguous()]
+        grads.append(x[1][:0] if de is None else de.contiguous())
+        dz, dmixed = ([torch.empty_like(g) for g in grads] for _ in range(2))
         dprojected, dx = [torch.empty_like(y) for y in projected], [torch.empty_like(y) for y in x]
-        scratch = [torch.empty_like(attended[0]) for _ in range(2)]
-        parts = [g.new_empty(stripes(g), 2, g.shape[1]) for g in back]
-        sums = [x[0].new_zeros(4, x[0].shape[1]) for _ in range(4)]
-        sources = [x[0]] * 3 + [x[1]] + back * 4
+        dlogits = [torch.empty_like(attended[0]) for _ in range(2)]
+        sums = [x[0].new_empty(parts, 2, x[0].shape[1]) for _ in x]
+        totals = [x[0].new_zeros(4, x[0].shape[1]) for _ in range(4)]
         shapes = [w.shape for w in (*inward, *output, *inner)] + [(1, w.shape[0]) for w in inner[:2]]
-        dweights = [y.new_empty(stripes(y), *shape) for y, shape in zip(sources, shapes, strict=True)]
+        dweights = [x[0].new_empty(parts, *shape) for shape in shapes]
         found = [x[0].new_empty(shape) for shape in shapes]
         _together(
-            kernels.backward, back, x, inward, projected, mixed, _ends(ctx.edges), _options(ctx.edges),
-            *attended, output, inner, *shifts, total, hidden, second, dz, dmixed, dprojected, *scratch, dx,
-            parts, sums, dweights, found,
+            kernels.backward, grads, x, inward, projected, mixed, *ctx.edges, *attended, output, inner, turned,
+            *shifts, total, second, dz, dmixed, dprojected, dlogits, dx, sums, totals, dweights, found, cuts,
+            closed,
         )  # fmt: skip
         gradients = [dx[0], dx[1] if ctx.variant else None, *found[: 3 + ctx.variant]]
         for i in range(1 + ctx.variant):
-            gradients += _of_stream(i, found, sums) if len(back[i]) else [None] * EACH
+            gradients += _of_stream(i, found, totals) if len(grads[i]) else [None] * EACH
         return None, None, *gradients
 
 
@@ -199,13 +200,6 @@ def _of_stream(i: int, found: Sequence[Tensor], sums: Sequence[Tensor]) -> list[
     none = torch.zeros_like(bias1)
     expand = [found[6 + i], found[10 + i][0]]
     return [found[4 + i], none, gain1, bias1, *expand, found[8 + i], none.clone(), gain2, bias2]
-
-
-def stripes(x: Tensor) -> int:
-    """How many stripes of rows the loops see."""
-    from manyheads.core.rows import STRIPE
-
-    return -(-len(x) // STRIPE)
 
 
 def _like(x: Tensor, width: int) -> Tensor:
