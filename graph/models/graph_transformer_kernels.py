@@ -75,18 +75,61 @@ def _piece(cuts, part, parts):
 
 
 @kernel
-def forward(
-    x, inward, projected, mixed, edges, options, logits, shares, outputs, inner, norms1, norms2, running,
-    numbers, total, second, out, sums, counts, cuts, closed, slots, threads,
-):  # fmt: skip
-    """Give `out`, and what the way back needs.
+def _view(room, at, rows, width):
+    return room[at : at + rows * width].reshape(rows, width)
 
-    Tuples: x, mixed, total, second, out, sums (of each part), norms1, norms2 of the two streams; inward of the
-    turned weights of Q, K, V and the edges' projection, projected of what they give; edges of sources,
-    targets, their order by target and where each begins; options of scale, clamp and eps; outputs of turned
-    weights, biases; inner of both of the net's layers; running of means and variances; numbers of eps and
-    momentum.
+
+@kernel
+def _both(room, at, rows, width):
+    return _view(room, at, rows[0], width), _view(room, at + rows[0] * width, rows[1], width)
+
+
+@kernel
+def _pair(room, at, parts, rows, width):
+    """Two of each part."""
+    many = parts * rows * width
+    first, second = room[at : at + many], room[at + many : at + 2 * many]
+    return first.reshape(parts, rows, width), second.reshape(parts, rows, width)
+
+
+@kernel
+def _states(room, at, rows, width):
+    """Queries, keys, values and edges, or their gradients."""
+    many = rows[0] * width
+    q, k = _view(room, at, rows[0], width), _view(room, at + many, rows[0], width)
+    return q, k, *_both(room, at + 2 * many, rows, width)
+
+
+@kernel
+def _kept(room, rows, width, pairs, heads):
+    """What the way back needs: projections, mixed, total, second; norms 1 and 2; logits, shares."""
+    at, many = (3 * rows[0] + rows[1]) * width, (rows[0] + rows[1]) * width
+    streams = _both(room, at, rows, width), _both(room, at + many, rows, width), _both(room, at + 2 * many, rows, width)
+    at += 3 * many
+    fours = (4, 4)
+    norms = _both(room, at, fours, width), _both(room, at + 8 * width, fours, width)
+    at += 16 * width
+    logits = _view(room, at, pairs, heads)
+    at += pairs * heads
+    shares = room[at : at + 2 * rows[0] * heads].reshape(rows[0], 2, heads)
+    return _states(room, 0, rows, width), streams, norms, (logits, shares)
+
+
+@kernel
+def forward(
+    x, weights, biases, running, numbers, edges, options, heads, room, out, sums, counts, cuts, closed, slots,
+    threads,
+):  # fmt: skip
+    """Give `out`, and in `room` what the way back needs.
+
+    Tuples: x, out, sums (of each part) of the two streams; weights, turned, of Q, K, V and edges, then of both
+    streams the output, the net's first and second layer; biases of these three, then gain and bias of both
+    norms; running of means and variances; numbers of eps and momentum; edges of sources, targets, their order
+    by target and where each begins; options of scale, clamp and eps.
     """
+    rows, width = (x[0].shape[0], x[1].shape[0]), x[0].shape[1]
+    projected, (mixed, total, second), norms, (logits, shares) = _kept(room, rows, width, edges[0].size, heads)
+    inward, (norms1, norms2) = weights[:4], norms
     parts = counts.shape[1]
     part = take(slots, 0)
     while part < parts:
@@ -97,7 +140,7 @@ def forward(
             _project(x, inward, projected, cuts[piece], cuts[piece + 1])
             if closed:
                 _attend(projected, mixed, edges, options, logits, shares, cuts[piece, 0], cuts[piece + 1, 0])
-                _sum(x, mixed, outputs, total, sums, part, cuts[first], cuts[piece], cuts[piece + 1])
+                _sum(x, mixed, weights, biases, total, sums, part, cuts[first], cuts[piece], cuts[piece + 1])
         part = take(slots, 0)
     meet(slots, 1, threads)
     if not closed:
@@ -110,19 +153,19 @@ def forward(
         part = take(slots, 4)
         while part < parts:
             first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
-            _sum(x, mixed, outputs, total, sums, part, cuts[first], cuts[first], cuts[last])
+            _sum(x, mixed, weights, biases, total, sums, part, cuts[first], cuts[first], cuts[last])
             part = take(slots, 4)
         meet(slots, 5, threads)
-    _merge(slots, 6, sums, counts, numbers, 0, norms1, running, threads)
+    _merge(slots, 6, sums, counts, numbers, 0, norms1, biases, running, threads)
     part = take(slots, 8)
     while part < parts:
         first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
         for s in range(2):
-            net = inner[s], inner[2 + s], inner[4 + s], inner[6 + s]
+            net = weights[6 + s], biases[2 + s], weights[8 + s], biases[4 + s]
             _inner(total[s], norms1[s], net, second[s], sums[s][part], cuts[first, s], cuts[last, s])
         part = take(slots, 8)
     meet(slots, 9, threads)
-    _merge(slots, 10, sums, counts, numbers, 1, norms2, running, threads)
+    _merge(slots, 10, sums, counts, numbers, 1, norms2, biases, running, threads)
     part = take(slots, 12)
     while part < parts:
         first, last = _piece(cuts, part, parts), _piece(cuts, part + 1, parts)
@@ -152,13 +195,13 @@ def _attend(projected, mixed, edges, options, logits, shares, first, last):
 
 
 @kernel
-def _sum(x, y, outputs, total, sums, part, start, first, last):
+def _sum(x, y, weights, biases, total, sums, part, start, first, last):
     """`total = x + (y @ weight + bias)`, and its mean and squared distances from it."""
     for s in range(2):
         for begin in range(first[s], last[s], BLOCK):
             rows = min(BLOCK, last[s] - begin)
-            fill(outputs[2 + s], total[s], begin, rows)
-            add_product(y[s], begin, outputs[s], total[s], begin, rows)
+            fill(biases[s], total[s], begin, rows)
+            add_product(y[s], begin, weights[4 + s], total[s], begin, rows)
             add(x[s], begin, total[s], begin, rows)
             measure(total[s], begin, rows, sums[s][part], begin - start[s])
 
@@ -187,33 +230,60 @@ def _hidden(total, begin, norm, expand, bias, z, hidden, rows):
 
 
 @kernel
-def _merge(slots, phase, sums, counts, numbers, which, norms, running, threads):
+def _merge(slots, phase, sums, counts, numbers, which, norms, biases, running, threads):
     """Both streams' means and deviations; then all threads go on."""
     s = take(slots, phase)
     while s < 2:
         if counts[s].sum():
             eps, momentum = numbers[s, which, 0], numbers[s, which, 1]
             at = 4 * s + 2 * which
+            for c in range(norms[s].shape[1]):
+                norms[s][2, c], norms[s][3, c] = biases[6 + 4 * which + s][c], biases[8 + 4 * which + s][c]
             merge(sums[s], counts[s], eps, momentum, norms[s], running[at], running[at + 1])
         s = take(slots, phase)
     meet(slots, phase + 1, threads)
 
 
 @kernel
+def _scratch(room, rows, states, width, wide, pairs, heads, parts):
+    """Of the way back: gradients of z and mixed; of projections; of weights and logits; sums; dweights."""
+    many = (rows[0] + rows[1]) * width
+    dz, dmixed = _both(room, 0, rows, width), _both(room, many, rows, width)
+    at = 2 * many
+    dprojected = _states(room, at, states, width)
+    at += (3 * states[0] + states[1]) * width
+    sums = _pair(room, at, parts, 2, width)
+    at += 4 * parts * width
+    square, net = parts * width * width, parts * wide * width
+    inward = _pair(room, at, parts, width, width), _pair(room, at + 2 * square, parts, width, width)
+    outputs = _pair(room, at + 4 * square, parts, width, width)
+    at += 6 * square
+    expand, contract = _pair(room, at, parts, wide, width), _pair(room, at + 2 * net, parts, width, wide)
+    at += 4 * net
+    dweights = *inward[0], *inward[1], *outputs, *expand, *contract, *_pair(room, at, parts, 1, wide)
+    at += 2 * parts * wide
+    dlogits = _view(room, at, pairs, heads), _view(room, at + pairs * heads, pairs, heads)
+    return dz, dmixed, dprojected, dlogits, sums, dweights
+
+
+@kernel
 def backward(
-    grads, x, inward, projected, mixed, edges, options, logits, shares, outputs, inner, turned, norms1, norms2,
-    total, second, dz, dmixed, dprojected, dlogits, dx, sums, totals, dweights, found, cuts, closed, slots,
+    grads, x, weights, biases, edges, options, heads, room, scratch, dx, totals, found, cuts, closed, slots,
     threads,
 ):  # fmt: skip
     """From the gradients of both streams' results to those of all else.
 
-    Tuples as in `forward`, weights as the layers have them, turned of the net's first turned ones and its
-    biases, and edges with the order by source too; grads, dz, dmixed, dx, sums of the streams; totals (sums and
-    means) of both norms; dprojected of Q, K, V and the edges; dlogits of weights and logits; dweights of each
-    part, found of their sums: Q, K, V, edges, then of both streams the output, the net's layers and its first
-    bias.
+    Tuples as in `forward`, weights as the layers have them, then the net's first turned; biases of that one;
+    edges with the order by source too; grads and dx of the streams; totals (sums and means) of both norms;
+    found of the gradients of weights, as in `forward`, and of the net's first bias.
     """
-    parts = dweights[0].shape[0]
+    rows, width, wide = (x[0].shape[0], x[1].shape[0]), x[0].shape[1], weights[6].shape[0]
+    pairs, parts = edges[0].size, min(PARTS, cuts.shape[0] - 1)
+    projected, (mixed, total, second), (norms1, norms2), (logits, shares) = _kept(room, rows, width, pairs, heads)
+    dz, dmixed, dprojected, dlogits, sums, dweights = _scratch(
+        scratch, (grads[0].shape[0], grads[1].shape[0]), rows, width, wide, pairs, heads, parts
+    )
+    inward, outputs = weights[:4], weights[4:6]
     seen = 2 if grads[1].shape[0] else 1
     part = take(slots, 0)
     while part < parts:
@@ -232,7 +302,7 @@ def backward(
         for t in range(12):
             clear(dweights[t][part])
         for s in range(seen):
-            layers = inner[s], inner[2 + s], turned[s], turned[2 + s]
+            layers = weights[6 + s], weights[8 + s], weights[10 + s], biases[s]
             dlayers = dweights[6 + s][part], dweights[8 + s][part], dweights[10 + s][part]
             _inner_back(
                 grads[s], second[s], norms2[s], totals[2 + s], total[s], norms1[s], layers, dz[s], sums[s][part],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain, islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from manyheads.core import parallel
+from manyheads.core import buffers, parallel
 from manyheads.core.dispatch import numba_installed
 from manyheads.core.ops import EdgeOrder
 from manyheads.core.products import is_plain, wide_vectors_unused
@@ -112,19 +111,15 @@ def layer_step(
 
 
 class _Weights:
-    """A layer's parameters by what they do, of both streams; nodes' for edges where there are none."""
+    """A layer's parameters of both streams, as the loops take them; nodes' for edges where there are none."""
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         projections = 4 if len(given) > 3 + EACH else 3
-        self.inward = [*given[:projections], given[0]][:4]
-        each = [given[i:][:EACH] for i in (projections, len(given) - EACH)]
-        self.output, self.output_bias, gain1, bias1, self.expand, self.expand_bias = _columns(each, 0, 6)
-        self.contract, self.contract_bias, gain2, bias2 = _columns(each, 6, EACH)
-        self.norm1, self.norm2 = list(zip(gain1, bias1, strict=True)), list(zip(gain2, bias2, strict=True))
-
-
-def _columns(rows: Sequence[Sequence[Tensor]], first: int, last: int) -> list[list[Tensor]]:
-    return [[row[i] for row in rows] for i in range(first, last)]
+        nodes, edges = given[projections:][:EACH], given[-EACH:]
+        pairs = list(zip(nodes, edges, strict=True))
+        output, output_bias, gain1, bias1, expand, expand_bias, contract, contract_bias, gain2, bias2 = pairs
+        self.matrices = [*given[:projections], given[0]][:4] + [*output, *expand, *contract]
+        self.vectors = [*output_bias, *expand_bias, *contract_bias, *gain1, *bias1, *gain2, *bias2]
 
 
 class _Layer(torch.autograd.Function):
@@ -138,31 +133,26 @@ class _Layer(torch.autograd.Function):
 
         weights = _Weights(given)
         x = [h.contiguous(), h[:0] if e is None else e.contiguous()]
-        ends, options = _ends(edges), _options(edges)
-        cuts, closed = kernels.cut(*(end.numpy() for end in ends[:2]), len(h))
+        ends, (nodes, width) = _ends(edges), h.shape
+        cuts, closed = kernels.cut(*(end.numpy() for end in ends[:2]), nodes)
         cuts[:, 1] *= e is not None
         parts = min(kernels.PARTS, len(cuts) - 1)
-        projected = [_like(y, len(w)) for y, w in zip([x[0]] * 3 + [x[1]], weights.inward, strict=True)]
-        mixed, total, second, out = ([_like(y, h.shape[1]) for y in x] for _ in range(4))
-        attended = [h.new_empty(edges.edge_index.shape[1], edges.heads), h.new_empty(len(h), 2, edges.heads)]
-        shifts = [[torch.stack([g, b, g, b]) for g, b in each] for each in (weights.norm1, weights.norm2)]
         pairs = [norms[0], norms[-1]]
         running = [y for pair in pairs for norm in pair for y in (norm.running_mean, norm.running_var)]
-        numbers = torch.tensor([[[n.eps, n.momentum] for n in pair] for pair in pairs], dtype=torch.float64)
-        sums, counts = [h.new_empty(parts, 2, h.shape[1]) for _ in x], np.empty((2, parts), np.int64)
-        output = [*_turned(weights.output), *_rows(weights.output_bias)]
-        turned = [*_turned(weights.expand), *_rows(weights.expand_bias)]
-        inner = [*turned, *_turned(weights.contract), *_rows(weights.contract_bias)]
+        numbers = np.array([[(n.eps, n.momentum) for n in pair] for pair in pairs])
+        attended = edges.edge_index.shape[1] * edges.heads + 2 * nodes * edges.heads
+        room = buffers.empty((6 * nodes + 4 * len(x[1]) + 16) * width + attended)
+        out = [torch.empty_like(y) for y in x]
+        sums, counts = [np.empty((parts, 2, width), np.float32) for _ in x], np.empty((2, parts), np.int64)
+        turned = [w.t().contiguous() for w in weights.matrices]
+        given = ends, _options(edges), edges.heads
         _together(
-            kernels.forward, x, _turned(weights.inward), projected, mixed, ends, options, *attended, output,
-            inner, *shifts, running, numbers, total, second, out, sums, counts, cuts, closed,
+            kernels.forward, x, turned, weights.vectors, running, numbers, *given, room, out, sums, counts, cuts,
+            closed,
         )  # fmt: skip
-        ctx.edges, ctx.cuts, ctx.variant = (ends, options), (cuts, closed, parts), e is not None
+        ctx.edges, ctx.cuts, ctx.variant = given, (cuts, closed, parts), e is not None
         ctx.set_materialize_grads(False)  # nobody looks at the last layer's edges: they have no gradients
-        kept = (x, weights.inward, projected, mixed, attended, weights.output, weights.expand + weights.contract,
-                turned, *shifts, total, second)  # fmt: skip
-        ctx.sizes = [len(group) for group in kept]
-        ctx.save_for_backward(*chain.from_iterable(kept))
+        ctx.save_for_backward(*x, *weights.matrices, *turned[6:8], *weights.vectors[2:4], room)
         return out[0], out[1]
 
     @staticmethod
@@ -170,24 +160,20 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor | None, de: Tensor | None) -> tuple[Tensor | None, ...]:
         from manyheads.graph.models import graph_transformer_kernels as kernels
 
-        saved, (cuts, closed, parts) = iter(ctx.saved_tensors), ctx.cuts
-        kept = [list(islice(saved, size)) for size in ctx.sizes]
-        x, inward, projected, mixed, attended, output, inner, turned, *shifts, total, second = kept
+        *saved, room = ctx.saved_tensors
+        x, weights, biases, (cuts, closed, parts) = saved[:2], saved[2:14], saved[14:], ctx.cuts
         grads = [torch.zeros_like(x[0]) if dh is None else dh.contiguous()]
         grads.append(x[1][:0] if de is None else de.contiguous())
-        dz, dmixed = ([torch.empty_like(g) for g in grads] for _ in range(2))
-        dprojected, dx = [torch.empty_like(y) for y in projected], [torch.empty_like(y) for y in x]
-        dlogits = [torch.empty_like(attended[0]) for _ in range(2)]
-        sums = [x[0].new_empty(parts, 2, x[0].shape[1]) for _ in x]
-        totals = [x[0].new_zeros(4, x[0].shape[1]) for _ in range(4)]
-        shapes = [w.shape for w in (*inward, *output, *inner)] + [(1, w.shape[0]) for w in inner[:2]]
-        dweights = [x[0].new_empty(parts, *shape) for shape in shapes]
-        found = [x[0].new_empty(shape) for shape in shapes]
+        dx, (wide, width) = [torch.empty_like(y) for y in x], weights[6].shape
+        totals = [room.new_empty(4, width) for _ in range(4)]
+        shapes = [w.shape for w in weights[:10]] + [(1, wide)] * 2
+        found = [room.new_empty(shape) for shape in shapes]
+        rows = 2 * (len(grads[0]) + len(grads[1])) + 3 * len(x[0]) + len(x[1]) + 4 * parts
+        size = rows * width + parts * sum(y.numel() for y in found)
+        scratch = buffers.empty(size + 2 * ctx.edges[0][0].numel() * ctx.edges[2])
         _together(
-            kernels.backward, grads, x, inward, projected, mixed, *ctx.edges, *attended, output, inner, turned,
-            *shifts, total, second, dz, dmixed, dprojected, dlogits, dx, sums, totals, dweights, found, cuts,
-            closed,
-        )  # fmt: skip
+            kernels.backward, grads, x, weights, biases, *ctx.edges, room, scratch, dx, totals, found, cuts, closed
+        )
         gradients = [dx[0], dx[1] if ctx.variant else None, *found[: 3 + ctx.variant]]
         for i in range(1 + ctx.variant):
             gradients += _of_stream(i, found, totals) if len(grads[i]) else [None] * EACH
@@ -200,18 +186,6 @@ def _of_stream(i: int, found: Sequence[Tensor], sums: Sequence[Tensor]) -> list[
     none = torch.zeros_like(bias1)
     expand = [found[6 + i], found[10 + i][0]]
     return [found[4 + i], none, gain1, bias1, *expand, found[8 + i], none.clone(), gain2, bias2]
-
-
-def _like(x: Tensor, width: int) -> Tensor:
-    return x.new_empty(len(x), width)
-
-
-def _turned(weights: Sequence[Tensor]) -> list[Tensor]:
-    return [w.t().contiguous() for w in weights]
-
-
-def _rows(biases: Sequence[Tensor]) -> list[Tensor]:
-    return [bias[None] for bias in biases]
 
 
 def _ends(edges: Edges) -> tuple[Any, ...]:
