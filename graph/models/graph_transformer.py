@@ -32,7 +32,7 @@ from manyheads.graph.models.inputs import (
     read_out,
     wanted,
 )
-from manyheads.graph.models.graph_transformer_step import Edges, Stream, fits, layer_step
+from manyheads.graph.models.graph_transformer_step import Edges, Layer, Stream, fits, layers_step
 
 Norm = Literal["batch", "layer", "both", "none"]
 Isolated = Literal["zero", "nan"]
@@ -78,9 +78,8 @@ class Attention(nn.Module):
         """Of queries, keys, values and, in the edge variant, edges."""
         return [self.Q, self.K, self.V] if self.proj_e is None else [self.Q, self.K, self.V, self.proj_e]
 
-    def edges(self, edge_index: Tensor, order: EdgeOrder | None, nodes: int) -> Edges:
+    def edges(self, edge_index: Tensor, order: EdgeOrder) -> Edges:
         """A graph's edges, and how they are attended along."""
-        order = edge_order(edge_index, nodes) if order is None else order
         scale = (self.Q.out_features // self.num_heads) ** -0.5
         return Edges(edge_index, order, self.num_heads, scale, CLAMP, EPS if self.proj_e is not None else 0.0)
 
@@ -162,25 +161,21 @@ class GraphTransformerLayer(nn.Module):
         self, h: Tensor, e: Tensor | None, edge_index: Tensor, order: EdgeOrder | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Give the nodes' new states, and the edges' in the edge variant."""
-        streams = [self._stream(s) for s in self.streams] if self._steps() else []
-        states = [h] if e is None else [h, e]
-        if streams and fits(self.attention.projections(), streams, *states):
-            edges = self.attention.edges(edge_index, order, len(h))
-            return layer_step(self.attention.projections(), streams, edges, h, e)
         mixed, products = self.attention(h, e, edge_index, order)
         h = self._finish(self.streams[0], h, mixed.flatten(1))
         if products is None or e is None:
             return h, None
         return h, self._finish(self.streams[1], e, products.flatten(1))
 
-    def _steps(self) -> bool:
-        """Whether this is a form of the layer that `layer_step` has."""
-        plain = self.norm == "batch" and self.residual and not (self.dropout and self.training)
-        return plain and self.attention.isolated == "zero"
-
-    def _stream(self, s: str) -> Stream:
+    def plain(self) -> Layer | None:
+        """The layer's parts, if it is one of the form that `layers_step` has."""
+        if self.norm != "batch" or not self.residual or (self.dropout and self.training):
+            return None
+        if self.attention.isolated != "zero" or self._forward_hooks or self._forward_pre_hooks:
+            return None
         parts = ("O{}", "batch_norm1{}", "FFN{}_layer1", "FFN{}_layer2", "batch_norm2{}")
-        return Stream(*(self.get_submodule(part.format(s)) for part in parts))
+        streams = [Stream(*(self.get_submodule(part.format(s)) for part in parts)) for s in self.streams]
+        return Layer(self.attention.projections(), streams)
 
     def _finish(self, s: str, x: Tensor, y: Tensor) -> Tensor:
         """What follows the attention, the same for nodes and edges with parameters of their own."""
@@ -261,6 +256,10 @@ class GraphTransformer(nn.Module):
         h = h if self.edges else self.in_feat_dropout(h)
         e = None if self.embedding_e is None else embed_edges(self.embedding_e, self.of, graphs, h)
         order = edge_order(graphs.edge_index, graphs.nodes)
+        known = [layer for layer in self.layers if type(layer) is GraphTransformerLayer]
+        plain = [part for layer in known if (part := layer.plain()) is not None]
+        if len(plain) == len(self.layers) and fits(plain, *([h] if e is None else [h, e])):
+            return layers_step(plain, known[0].attention.edges(graphs.edge_index, order), h, e)[0]
         for layer in self.layers:
             h, e = layer(h, e, graphs.edge_index, order)
         return h
