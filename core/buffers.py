@@ -1,7 +1,8 @@
 """Memory that is used again once nobody holds it.
 
-What a training step needs of the same size at every step the C library may give back to the system and fetch
-again, zeroed and page by page: on a CPU that can cost as much as the computation. Up to `MOST` bytes stay here.
+What a training step needs of the same size at every step the C library may give back to the system and
+fetch again, zeroed and page by page: on a CPU that can cost as much as the computation. Up to `MOST` bytes
+stay here.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def together(loop: Callable[[int], object]) -> None:
         loop: Takes the number of threads that go through it; uses nothing of torch.
     """
     count = workers()
-    if count == 1 or not _together.acquire(blocking=False):  # two of these could wait for each other's threads
+    if count == 1 or not _together.acquire(
+        blocking=False
+    ):  # two of these could wait for each other's threads
         loop(1)
         return
     try:
@@ -100,7 +102,7 @@ def _start(count: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    global _lock, _together  # noqa: PLW0603
+    global _lock, _together
     _lock, _together = threading.Lock(), threading.Lock()  # the parent's may have been held at the fork
     _pools.clear()
 

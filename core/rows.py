@@ -42,12 +42,14 @@ def merge(parts, counts, eps, momentum, norm, running_mean, running_var):
 
 @kernel
 def clear(x):
+    """Set all to zero."""
     for i in range(x.shape[0] * (x.shape[1] // 16)):
         store(x, i, spread(np.float32(0.0)))
 
 
 @kernel
 def zero(x, begin, rows):
+    """Set rows to zero."""
     width = x.shape[1] // 16
     for i in range(begin * width, (begin + rows) * width):
         store(x, i, spread(np.float32(0.0)))
@@ -55,6 +57,7 @@ def zero(x, begin, rows):
 
 @kernel
 def fill(bias, out, begin, rows):
+    """Set rows to a bias."""
     width = out.shape[1] // 16
     for c in range(width):
         number = load(bias, c)
@@ -72,6 +75,7 @@ def add(x, i, out, o, rows):
 
 @kernel
 def relu(x, begin, rows):
+    """Zero what is negative."""
     width, nothing = x.shape[1] // 16, spread(np.float32(0.0))
     for i in range(begin * width, (begin + rows) * width):
         number = load(x, i)
@@ -140,6 +144,7 @@ def gradient_sums(grad, g, x, i, norm, rows, part):
 
 @kernel
 def column_sums(x, begin, rows, part):
+    """Add a block's sums of columns."""
     width = x.shape[1] // 16
     for c in range(width):
         total = spread(np.float32(0.0))

@@ -18,6 +18,7 @@ from manyheads.core.ops import EdgeOrder, edge_order, segment_attention
 from manyheads.core.products import project
 from manyheads.core.weights import check_fit
 from manyheads.graph.graphs import Graphs
+from manyheads.graph.models.graph_transformer_step import Edges, Layer, Stream, fits, layers_step
 from manyheads.graph.models.inputs import (
     Inputs,
     MLPReadout,
@@ -32,7 +33,6 @@ from manyheads.graph.models.inputs import (
     read_out,
     wanted,
 )
-from manyheads.graph.models.graph_transformer_step import Edges, Layer, Stream, fits, layers_step
 
 Norm = Literal["batch", "layer", "both", "none"]
 Isolated = Literal["zero", "nan"]

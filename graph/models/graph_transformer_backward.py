@@ -1,4 +1,7 @@
-"""The way back through the layers of the Graph Transformer, compiled by numba; see `graph_transformer_kernels`."""
+"""The way back through the layers of the Graph Transformer, compiled by numba.
+
+Phases, parts and pieces are those of `graph_transformer_kernels`.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -32,7 +35,8 @@ def backward(
 ):  # fmt: skip
     """From the gradients of both streams' results to `dinputs` and, in `dflat`, those of the parameters.
 
-    Args as in `forward`, and edges with the order by source too; of edges that nobody looked at, de has no rows.
+    Args as in `forward`, and edges with the order by source too; of edges that nobody looked at, de has no
+    rows.
     """
     grads, rows, width = (dh, de), (h.shape[0], e.shape[0]), h.shape[1]
     pairs, parts = edges[0].size, min(PARTS, cuts.shape[0] - 1)
@@ -41,7 +45,6 @@ def backward(
     )
     for layer in range(flat.shape[0] - 1, -1, -1):
         here = slots[layer * PHASES * APART :]
-        seen = 2 if grads[1].shape[0] else 1
         weights = matrices(flat[layer], width, wide)
         projected, (mixed, total, second, _), norms, turned, logits, shares = kept(
             rooms[layer], rows, width, wide, pairs, heads
@@ -50,76 +53,101 @@ def backward(
         if layer:
             x = kept(rooms[layer - 1], rows, width, wide, pairs, heads)[1][3]
             following = dx[layer % 2]
-        dproduct = dmixed[1][: grads[1].shape[0]]
-        part = take(here, 0)
-        while part < parts:
-            first, last = ends(cuts, part, parts)
-            for s in range(seen):
-                clear(sums[s][part])
-                for begin in range(cuts[first, s], cuts[last, s], BLOCK):
-                    many = min(BLOCK, cuts[last, s] - begin)
-                    gradient_sums(grads[s], begin, second[s], begin, norms[2 + s], many, sums[s][part])
-            part = take(here, 0)
-        meet(here, 1, threads)
+        _sums_of_norm(here, grads, second, norms, sums, cuts, threads)
         _totals(here, 2, sums, grads, totals, 2, threads)
-        part = take(here, 4)
-        while part < parts:
-            first, last = ends(cuts, part, parts)
-            dmatrices[part] = np.float32(0.0)
-            _, dexpand, dcontract, dbias = matrices(dmatrices[part], width, wide)
-            for s in range(seen):
-                layers = weights[1][s], weights[2][s], turned[1][s], weights[3][s]
-                _inner_back(
-                    grads[s], second[s], norms[2 + s], totals[2 + s], total[s], norms[s], layers, dz[s],
-                    sums[s][part], (dexpand[s], dcontract[s], dbias[s : s + 1]), cuts[first, s], cuts[last, s],
-                )  # fmt: skip
-            part = take(here, 4)
-        meet(here, 5, threads)
+        nets = weights[1], weights[2], turned[1], weights[3]
+        _inners(here, grads, second, total, norms, totals, nets, dz, sums, dmatrices, cuts, threads)
         _totals(here, 6, sums, grads, totals, 0, threads)
-        part = take(here, 8)
-        while part < parts:
-            first, last = ends(cuts, part, parts)
-            dsquares = matrices(dmatrices[part], width, wide)[0]
-            for piece in range(first, last):
-                a, b = cuts[piece], cuts[piece + 1]
-                _sum_back(dz, total, norms, totals, mixed, weights[0], following, dmixed, dsquares, seen, a, b)
-                if closed:
-                    _into(projected, mixed[0], dmixed[0], dproduct, edges, options, logits, shares, dprojected,
-                          dlogits, a[0], b[0])  # fmt: skip
-                    _out(projected, dmixed[0], dproduct, edges, options, dprojected, dlogits, a[0], b[0])
-                    _project_back(x, dprojected, weights[0], following, dsquares, seen, a, b)
-            part = take(here, 8)
-        meet(here, 9, threads)
-        if not closed:
-            part = take(here, 10)
-            while part < parts:
-                first, last = ends(cuts, part, parts)
-                _into(projected, mixed[0], dmixed[0], dproduct, edges, options, logits, shares, dprojected, dlogits,
-                      cuts[first, 0], cuts[last, 0])  # fmt: skip
-                part = take(here, 10)
-            meet(here, 11, threads)
-            part = take(here, 12)
-            while part < parts:
-                first, last = ends(cuts, part, parts)
-                _out(projected, dmixed[0], dproduct, edges, options, dprojected, dlogits, cuts[first, 0],
-                     cuts[last, 0])  # fmt: skip
-                part = take(here, 12)
-            meet(here, 13, threads)
-            part = take(here, 14)
-            while part < parts:
-                first, last = ends(cuts, part, parts)
-                dsquares = matrices(dmatrices[part], width, wide)[0]
-                _project_back(x, dprojected, weights[0], following, dsquares, seen, cuts[first], cuts[last])
-                part = take(here, 14)
-            meet(here, 15, threads)
+        attended = edges, options, projected, mixed[0], logits, shares
+        dattended = dmixed[0], dmixed[1][: grads[1].shape[0]], dprojected, dlogits
+        sizes = width, wide, grads[1].shape[0] > 0
+        _outers(
+            here, x, dz, total, norms, totals, mixed, weights[0], following, dmixed, dprojected, dmatrices,
+            sizes, attended, dattended, cuts, closed, threads,
+        )  # fmt: skip
         _found(here, 16, dmatrices, totals, dflat[layer], width)
         grads = following
 
 
 @kernel
+def _sums_of_norm(slots, grads, second, norms, sums, cuts, threads):
+    """Sums that the second norm's gradient needs, of each part."""
+    parts = sums[0].shape[0]
+    part = take(slots, 0)
+    while part < parts:
+        first, last = ends(cuts, part, parts)
+        for s in range(2 if grads[1].shape[0] else 1):
+            clear(sums[s][part])
+            for begin in range(cuts[first, s], cuts[last, s], BLOCK):
+                rows = min(BLOCK, cuts[last, s] - begin)
+                gradient_sums(grads[s], begin, second[s], begin, norms[2 + s], rows, sums[s][part])
+        part = take(slots, 0)
+    meet(slots, 1, threads)
+
+
+@kernel
+def _inners(slots, grads, second, total, norms, totals, nets, dz, sums, dmatrices, cuts, threads):
+    """Through the second norm and the net."""
+    parts, (expand, contract, turned, bias) = sums[0].shape[0], nets
+    part = take(slots, 4)
+    while part < parts:
+        first, last = ends(cuts, part, parts)
+        dmatrices[part] = np.float32(0.0)
+        _, dexpand, dcontract, dbias = matrices(dmatrices[part], expand.shape[2], expand.shape[1])
+        for s in range(2 if grads[1].shape[0] else 1):
+            _inner_back(
+                grads[s], second[s], norms[2 + s], totals[2 + s], total[s], norms[s],
+                (expand[s], contract[s], turned[s], bias[s]), dz[s], sums[s][part],
+                (dexpand[s], dcontract[s], dbias[s : s + 1]), cuts[first, s], cuts[last, s],
+            )  # fmt: skip
+        part = take(slots, 4)
+    meet(slots, 5, threads)
+
+
+@kernel
+def _outers(
+    slots, x, dz, total, norms, totals, mixed, weights, dx, dmixed, dprojected, dmatrices, sizes, attended,
+    dattended, cuts, closed, threads,
+):  # fmt: skip
+    """Through the first norm, attention and projections: a piece at a time where pieces are closed."""
+    parts, (width, wide, seen) = dmatrices.shape[0], sizes
+    part = take(slots, 8)
+    while part < parts:
+        first, last = ends(cuts, part, parts)
+        dweights = matrices(dmatrices[part], width, wide)[0]
+        for piece in range(first, last):
+            a, b = cuts[piece], cuts[piece + 1]
+            _sum_back(dz, total, norms, totals, mixed, weights, dx, dmixed, dweights, seen, a, b)
+            if closed:
+                _into(attended, dattended, a[0], b[0])
+                _out(attended, dattended, a[0], b[0])
+                _project_back(x, dprojected, weights, dx, dweights, seen, a, b)
+        part = take(slots, 8)
+    meet(slots, 9, threads)
+    if closed:
+        return
+    for phase in (10, 12, 14):
+        part = take(slots, phase)
+        while part < parts:
+            first, last = ends(cuts, part, parts)
+            a, b = cuts[first], cuts[last]
+            if phase == 10:
+                _into(attended, dattended, a[0], b[0])
+            elif phase == 12:
+                _out(attended, dattended, a[0], b[0])
+            else:
+                dweights = matrices(dmatrices[part], width, wide)[0]
+                _project_back(x, dprojected, weights, dx, dweights, seen, a, b)
+            part = take(slots, phase)
+        meet(slots, phase + 1, threads)
+
+
+@kernel
 def _found(slots, phase, dmatrices, totals, found, width):
-    """A layer's gradients: of matrices, over all parts; of norms. A bias before a norm has none: the norm takes it
-    off again."""
+    """A layer's gradients: of matrices, over all parts; of norms.
+
+    A bias before a norm has none: the norm takes it off again.
+    """
     many = dmatrices.shape[1]
     share = take(slots, phase)
     while share <= SHARES:
@@ -179,7 +207,7 @@ def _inner_back(grad, second, norm2, totals2, total, norm1, layers, dz, sums, dl
 @kernel
 def _sum_back(dz, total, norms, totals, y, weights, dtotal, dy, dweights, seen, first, last):
     """Through the first norm, to x (whose gradient is the sum's) and through the projection to y."""
-    for s in range(seen):
+    for s in range(2 if seen else 1):
         for begin in range(first[s], last[s], BLOCK):
             rows = min(BLOCK, last[s] - begin)
             normalise_backward(dz[s], begin, total[s], norms[s], totals[s], dtotal[s], begin, rows)
@@ -189,22 +217,22 @@ def _sum_back(dz, total, norms, totals, y, weights, dtotal, dy, dweights, seen, 
 
 
 @kernel
-def _into(
-    projected, mixed, dmixed, dproduct, edges, options, logits, shares, dprojected, dlogits, first, last
-):  # fmt: skip
-    (q, k, v, edge), (weights, dlogit) = projected, dlogits
+def _into(attended, dattended, first, last):
+    edges, options, (q, k, v, edge), mixed, logits, shares = attended
+    dmixed, dproduct, (dq, _, _, dedge), (weights, dlogits) = dattended
     backward_into(
         dmixed, dproduct, q, k, v, edge, edges[0], edges[1], edges[2], edges[3], options[0], options[1],
-        mixed, logits, shares, dprojected[0], dprojected[3], weights, dlogit, first, last,
+        mixed, logits, shares, dq, dedge, weights, dlogits, first, last,
     )  # fmt: skip
 
 
 @kernel
-def _out(projected, dmixed, dproduct, edges, options, dprojected, dlogits, first, last):
-    weights, dlogit = dlogits
+def _out(attended, dattended, first, last):
+    edges, options, (q, _, _, edge), _, _, _ = attended
+    dmixed, dproduct, (_, dk, dv, _), (weights, dlogits) = dattended
     backward_out(
-        dmixed, dproduct, projected[0], projected[3], edges[0], edges[1], edges[4], edges[5], options[0],
-        weights, dlogit, dprojected[1], dprojected[2], first, last,
+        dmixed, dproduct, q, edge, edges[0], edges[1], edges[4], edges[5], options[0], weights, dlogits, dk,
+        dv, first, last,
     )  # fmt: skip
 
 
@@ -215,7 +243,7 @@ def _project_back(x, grads, weights, dx, dweights, seen, first, last):
         s = 1 if t == 3 else 0
         for begin in range(first[s], last[s], BLOCK):
             rows = min(BLOCK, last[s] - begin)
-            if s >= seen:
+            if s and not seen:
                 zero(dx[s], begin, rows)
             add_product(grads[t], begin, weights[t], dx[s], begin, rows)
             add_outer(grads[t], begin, x[s], begin, dweights[t], rows, 0, grads[t].shape[1])

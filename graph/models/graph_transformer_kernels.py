@@ -1,14 +1,14 @@
 """Layers of the Graph Transformer in training, compiled by numba: one function either way, for all threads.
 
-A batch norm waits for all rows, so that a layer is some phases: threads share out a phase's parts, then meet
-(`core.crew`). A part is some pieces, each of them nodes and edges that follow one another. Where a batch is many
-small graphs, pieces are closed: no edge leaves one. Then projections, attention and what follows it up to the
-norm are one phase, and a piece goes through all of them while it lies in the second cache; else they are three.
-Blocks of rows go through a step while they lie in the first (`core.rows`, `core.tiles`).
+A batch norm waits for all rows, so that a layer is some phases: threads share out a phase's parts, then
+meet (`core.crew`). A part is some pieces, each of them nodes and edges that follow one another. Where a batch
+is many small graphs, pieces are closed: no edge leaves one. Then projections, attention and what follows it
+up to the norm are one phase, and a piece goes through all of them while it lies in the second cache; else
+they are three. Blocks of rows go through a step while they lie in the first (`core.rows`, `core.tiles`).
 
-Sums are left a part at a time and added up in order: results do not depend on the number of threads. Nodes are
-stream 0, edges stream 1, which has no rows in the node variant, nor on the way back where nobody looks at them.
-`graph_transformer_memory` says where everything lies.
+Sums are left a part at a time and added up in order: results do not depend on the number of threads. Nodes
+are stream 0, edges stream 1, which has no rows in the node variant, nor on the way back where nobody looks
+at them. `graph_transformer_memory` says where everything lies.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -38,9 +38,14 @@ LARGE = 4096  # a closed piece that is larger leaves threads idle
 PARTS = 16
 PHASES = 20  # slots of `core.crew`, each layer
 
+
 @kernel
 def cut(source, target, nodes):
-    """Cut a graph into pieces: where each one's nodes and edges begin `[pieces + 1, 2]`, whether all are closed."""
+    """Cut a graph into pieces: where the nodes and edges of each begin; whether all are closed.
+
+    Shape:
+        source, target `[E]`; the result `[pieces + 1, 2]`.
+    """
     edges = source.size
     lowest = np.empty(edges + 1, np.int64)  # node of the edges from here on
     lowest[edges] = nodes
@@ -83,9 +88,12 @@ def forward(
 ):  # fmt: skip
     """Give `out` of both streams, and in each layer's room what the way back needs.
 
-    Args: flat, the layers' parameters; running, of each layer, stream, norm the mean and variance; numbers, of
-    each likewise eps and momentum; edges, sources, targets, their order by target and where each begins;
-    options, scale, clamp and eps.
+    Args:
+        flat: The layers' parameters, a row each (`graph_transformer_memory`).
+        running: Of each layer, stream and norm, its mean and variance.
+        numbers: Of each likewise, eps and momentum.
+        edges: Sources, targets, their order by target, and where each target's begin.
+        options: Scale, clamp and eps.
     """
     x, rows, width, parts = (h, e), (h.shape[0], e.shape[0]), h.shape[1], counts.shape[1]
     second, norms = x, rooms[0, : 16 * width].reshape(4, 4, width)

@@ -1,8 +1,8 @@
 """Where the compiled layers of the Graph Transformer keep what they need: views of flat memory, for numba.
 
-A layer's parameters are one row of numbers, and so are their gradients; what the way back needs is one row, and
-what a pass needs for itself another. Streams are two: nodes and edges. Widths are multiples of 16, so that all
-but the last few begin where a vector does.
+A layer's parameters are one row of numbers, and so are their gradients; what the way back needs is one row,
+and what a pass needs for itself another. Streams are two: nodes and edges. Widths are multiples of 16, so
+that all but the last few begin where a vector does.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -57,7 +57,7 @@ def states(room, at, rows, width):
 
 @kernel
 def matrices(flat, width, wide):
-    """Weights of Q, K, V, edges and both outputs; of both nets' first and second layers; their first biases."""
+    """Weights of Q, K, V, edges, outputs; of both nets' first and second layers; their first biases."""
     at = 6 * width * width
     expand, contract = cube(flat, at, 2, wide, width), cube(flat, at + 2 * wide * width, 2, width, wide)
     return cube(flat, 0, 6, width, width), expand, contract, view(flat, at + 4 * wide * width, 2, wide)
@@ -65,14 +65,16 @@ def matrices(flat, width, wide):
 
 @kernel
 def vectors(flat, width):
-    """Two each, for nodes and edges: biases of the output and the net's second layer; gain and bias of norms."""
+    """Two each, for nodes and edges: biases of output and net; gain and bias of both norms."""
     return flat[flat.size - 12 * width :].reshape(12, width)
 
 
 @kernel
 def kept(room, rows, width, wide, pairs, heads):
-    """Projections; mixed, total, second and out; norms (of nodes, of edges, the second ones); turned weights of
-    all three sorts; logits; shares."""
+    """Projections; mixed, total, second and out; norms; turned weights; logits; shares.
+
+    Norms are those of nodes and of edges, then the second ones of both.
+    """
     at, many = (3 * rows[0] + rows[1]) * width, (rows[0] + rows[1]) * width
     mixed, total = both(room, at, rows, width), both(room, at + many, rows, width)
     second, out = both(room, at + 2 * many, rows, width), both(room, at + 3 * many, rows, width)
@@ -89,8 +91,11 @@ def kept(room, rows, width, wide, pairs, heads):
 
 @kernel
 def scratch(room, rows, width, wide, pairs, heads, parts):
-    """Gradients of z, of mixed, and of x in two places; of the projections; sums of each part; totals of norms as
-    in `kept`; the matrices' gradients of each part; gradients of weights and logits."""
+    """Gradients of z, of mixed, of x in two places, and of the projections; sums; totals; further gradients.
+
+    Sums are of each part; totals of each norm, as in `kept`; the further gradients those of the matrices of
+    each part, and of the attention's weights and logits.
+    """
     many = (rows[0] + rows[1]) * width
     dz, dmixed = both(room, 0, rows, width), both(room, many, rows, width)
     dx, at = (both(room, 2 * many, rows, width), both(room, 3 * many, rows, width)), 4 * many

@@ -1,9 +1,10 @@
 """Layers of the Graph Transformer in training on a CPU, all of them as one step of autograd.
 
-Torch goes through a layer in some sixty operations, each of which reads and writes all rows and waits for its
-threads. Compiled loops (`graph_transformer_kernels`) take blocks of rows through several of them while they lie
-in the cache, and threads are woken once. They ask for whole vectors and for CPUs on which PyTorch's own products
-leave these unused (`core.products`); elsewhere, and with dropout or other norms, a layer is its modules.
+Torch goes through a layer in some sixty operations, each of which reads and writes all rows and waits for
+its threads. Compiled loops (`graph_transformer_kernels`) take blocks of rows through several of them while
+they lie in the cache, and threads are woken once. They ask for whole vectors and for CPUs on which PyTorch's
+own products leave these unused (`core.products`); elsewhere, and with dropout or other norms, a layer is its
+modules.
 """
 
 from __future__ import annotations
@@ -123,11 +124,15 @@ def _parameters(layer: Layer) -> list[Tensor]:
     """A layer's parameters as the loops have them: each of nodes, then edges; nodes' where there are none."""
     projections, streams = cast(Any, layer)
     both = streams[0], streams[-1]
-    parts = [(s.output.bias, s.contract.bias, s.norm1.weight, s.norm1.bias, s.norm2.weight, s.norm2.bias) for s in both]
+    parts = [
+        (s.output.bias, s.contract.bias, s.norm1.weight, s.norm1.bias, s.norm2.weight, s.norm2.bias)
+        for s in both
+    ]
     return [
         *(part.weight for part in projections), *(() if len(projections) == 4 else (projections[0].weight,)),
-        *(s.output.weight for s in both), *(s.expand.weight for s in both), *(s.contract.weight for s in both),
-        *(s.expand.bias for s in both), *chain.from_iterable(zip(*parts, strict=True)),
+        *(s.output.weight for s in both), *(s.expand.weight for s in both),
+        *(s.contract.weight for s in both), *(s.expand.bias for s in both),
+        *chain.from_iterable(zip(*parts, strict=True)),
     ]  # fmt: skip
 
 
@@ -143,7 +148,7 @@ class _Layers(torch.autograd.Function):
 
         x = [h.contiguous(), h[:0] if e is None else e.contiguous()]
         ends, (width, wide) = _ends(edges), given[8].shape
-        cuts, closed = kernels.cut(*(end.numpy() for end in ends[:2]), len(h))
+        cuts, closed = kernels.cut(ends[0].numpy(), ends[1].numpy(), len(h))
         cuts[:, 1] *= e is not None
         parts = min(kernels.PARTS, len(cuts) - 1)
         flat = _flatten_dense_tensors(given).view(count, -1)
@@ -156,8 +161,8 @@ class _Layers(torch.autograd.Function):
         sums, counts = [np.empty((parts, 2, width), np.float32) for _ in x], np.empty((2, parts), np.int64)
         fixed = wide, ends, _options(edges), edges.heads
         _together(
-            kernels.forward, count, *x, flat, wide, running, numbers, *fixed[1:], rooms, out, sums, counts, cuts,
-            closed,
+            kernels.forward, count, *x, flat, wide, running, numbers, *fixed[1:], rooms, out, sums, counts,
+            cuts, closed,
         )  # fmt: skip
         torch._foreach_copy_(moved, list(_unflatten_dense_tensors(running.view(-1), moved)))
         ctx.fixed, ctx.cuts, ctx.variant = fixed, (cuts, closed, parts), e is not None
@@ -177,8 +182,8 @@ class _Layers(torch.autograd.Function):
         dx, dflat = [torch.empty_like(y) for y in (h, e)], torch.empty_like(flat)
         room = buffers.empty(scratch_size((len(h), len(e)), h.shape[1], wide, ends[0].numel(), heads, parts))
         _together(
-            backward, len(flat), dh, e[:0] if de is None else de.contiguous(), h, e, flat, *ctx.fixed, rooms, room,
-            dx, dflat, cuts, closed,
+            backward, len(flat), dh, e[:0] if de is None else de.contiguous(), h, e, flat, *ctx.fixed, rooms,
+            room, dx, dflat, cuts, closed,
         )  # fmt: skip
         found: list[list[Tensor | None]] = [list(_unflatten_dense_tensors(layer, given)) for layer in dflat]
         for layer in found if not ctx.variant else found[-1:] if de is None else []:

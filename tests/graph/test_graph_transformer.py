@@ -116,7 +116,9 @@ def test_learns_every_parameter_that_is_used(random_graphs, edges):
     model = small(edges, readout="node", roles=5)
     model(graphs._replace(roles=torch.arange(56) % 5)).pow(2).sum().backward()
     unreached = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    for name in unreached:  # edges of the last layer go nowhere; a batch norm takes a bias before it off again
+    for (
+        name
+    ) in unreached:  # edges of the last layer go nowhere; a batch norm takes a bias before it off again
         off = name.endswith(".bias") and (".O" in name or "_layer2" in name)
         assert off or ("layers.1" in name and "_e" in name), name
 
