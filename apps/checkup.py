@@ -215,7 +215,12 @@ def folders() -> Iterator[Finding]:
     for folder in sorted(each for each in cache.glob("*") if each.is_dir()):
         yield Finding("folders", f"  {folder.name}", f"{_size(folder_size(folder))}, {folder}")
     numba = Path(os.environ.get("NUMBA_CACHE_DIR") or ROOMS)
-    compiled = sum(path.stat().st_size for path in numba.rglob("*.nb[ci]"))
+    compiled = sum(
+        (Path(folder) / name).stat().st_size
+        for folder, _, names in os.walk(numba, followlinks=True)  # of a clone, the rooms are links
+        for name in names
+        if name.endswith((".nbc", ".nbi"))
+    )
     yield _writable(
         "compiled loops", numba, "set NUMBA_CACHE_DIR to one, else each start compiles them again"
     )

@@ -60,7 +60,7 @@ def draw_curves(folder: Path, path: Path, reference: Mapping[str, float] | None 
                 text = f"{name} {marked[name]:g}, for comparison"
                 axes.axhline(marked[name], color=line.get_color(), linestyle="--", linewidth=1, label=text)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

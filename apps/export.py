@@ -133,11 +133,12 @@ def _inputs(
 def _known(domain: str, predictor: Any) -> Iterator[tuple[str, object]]:
     """Yield the domain's data that are on this machine."""
     from manyheads.core import datasets
+    from manyheads.recsys.published import read_ratings
 
     for name in SAMPLES[domain]:
         path = datasets.present(datasets.find(name))
         if path is not None:
-            yield name, str(path)
+            yield name, read_ratings(path) if domain == "recsys" else str(path)
     if domain == "graph" and predictor.preprocessing.input == "smiles":
         import pandas as pd
 

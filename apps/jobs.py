@@ -44,7 +44,7 @@ class JobOptions:
     """What to run.
 
     Args:
-        model: A model folder.
+        model: A model folder, a run folder, `org/name[@revision]`, or a catalogue name with known weights.
         inputs: Files, folders, patterns, or addresses of a file system that fsspec knows.
         output: The job's folder, or its address.
         engine: Where shards run.

@@ -54,7 +54,7 @@ example: manyheads models list 'swin*'""",
         print(
             json.dumps(shown)
             if parsed.json
-            else "\n".join(f"{key:9} {value}" for key, value in shown.items())
+            else "\n".join(f"{key:9} {value}" for key, value in shown.items() if value is not None)
         )
         return 0
     found = matching(entries(parsed.domain), parsed.name)

@@ -29,7 +29,11 @@ ENGINES = ("local", "ray")
 def make() -> Parser:
     """Return the command's parser."""
     parser = make_parser("predict", HELP, epilog=EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="a model folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model folder, a run folder, org/name[@revision], or a catalogue name with published weights",
+    )
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, folders, patterns or addresses")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="output folder or address")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="where shards run (local)")

@@ -162,12 +162,9 @@ def labels_and_citations(output: Path, seed: int) -> Figures:
 
 def log(output: Path) -> Path:
     """Write who saw what when as a table."""
-    import pandas as pd
+    from manyheads.recsys.published import read_ratings
 
-    from manyheads.recsys.published import find
-
-    columns = ["user_id", "item_id", "rating", "timestamp"]
-    table = pd.read_csv(find(datasets.locate("ml_100k"), "u.data"), sep="\t", names=columns)
+    table = read_ratings(datasets.locate("ml_100k"))
     table.drop(columns="rating").to_csv(output / "log.csv", index=False)
     return output / "log.csv"
 

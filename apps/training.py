@@ -129,7 +129,8 @@ def fit(domain: str, cli: CLI, folder: Path) -> None:
     load_weights(trained, folder / BEST)
     write_model_folder(domain, cast(Trained, trained), cast(Data, cli.datamodule), folder / MODEL, summary)
     draw_curves(folder / LOGS, folder / CURVES, cli.config["reference"])
-    print(f"best {figure} {score:.4f} after {summary['epochs']} epochs, {seconds:.0f} s; {folder / CURVES}")
+    epochs = "1 epoch" if trainer.current_epoch == 1 else f"{trainer.current_epoch} epochs"
+    print(f"best {figure} {score:.4f} after {epochs}, {seconds:.0f} s; {folder / CURVES}")
     print(f"model folder {folder / MODEL}")
     print(f"next: manyheads {domain} test --config {folder / 'config.yaml'}")
 
@@ -215,8 +216,9 @@ def measure(action: str, cli: CLI, folder: Path) -> dict[str, float]:
     figures = dict(step(cli.model, cli.datamodule, verbose=False)[0])
     if not cli.trainer.is_global_zero:
         return figures
+    width = max(map(len, figures))
     for name, value in figures.items():
-        print(f"{name:14} {value:.6g}")
+        print(f"{name:{width}} {value:.6g}")
     target = folder / f"{action}.json"
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(figures, indent=2) + "\n")

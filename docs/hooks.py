@@ -39,6 +39,12 @@ PUBLIC = {
     "Errors": ("manyheads.core.errors",),
 }
 HOW_TO = ("own-data", "own-model", "jobs", "clusters", "hub", "serving", "export", "gpu")
+KILLED = {
+    "runner": "one process",
+    "workers": "two workers, with files beside the rows",
+    "elsewhere": "a file system without rename, which shows half files",
+    "ray": "Ray, with files beside the rows",
+}
 MANY = 24  # models of a family that are listed with their arguments; of more, the names alone
 
 
@@ -49,7 +55,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Tutorials": [{TITLES[d]: f"tutorials/{d}.md"} for d in DOMAINS]},
         {"How to": [f"how-to/{name}.md" for name in HOW_TO]},
         {"Models": ["models/index.md", *({TITLES[d]: _family_pages(d)} for d in DOMAINS)]},
-        {"Measured": [{"Speed": "speed.md"}, {"Parity": "parity.md"}]},
+        {"Measured": [{"Speed": "speed.md"}, {"Parity": "parity.md"}, {"Faults and jobs": "faults.md"}]},
         {"Inside": [{"Architecture": "architecture.md"}, {"Threats": "threats.md"}]},
         {"Reference": [{title: _reference_page(title)} for title in PUBLIC]},
     ]
@@ -74,6 +80,7 @@ def _pages() -> Iterable[tuple[str, str]]:
             )
     yield "speed.md", _speed()
     yield "parity.md", _parity()
+    yield "faults.md", _faults()
     for title, modules in PUBLIC.items():
         yield (
             _reference_page(title),
@@ -176,16 +183,15 @@ def _speed() -> str:
         "table anew on your machine.",
         "",
     ]
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*_cpu.json")):
+    results = ROOT / "benchmarks" / "results"
+    for path in sorted({*results.glob("*_cpu.json")} - {*results.glob("jobs_*")}):  # a page of their own
         content = json.loads(path.read_text())
-        about, rows = content["machine"], content["rows"]
+        rows = content["rows"]
         name = path.stem.removesuffix("_cpu")
         lines += [
             f"## {name}",
             "",
-            f"`python -m benchmarks {name}`, {content['date']}: "
-            + ", ".join(f"{k} {v}" for k, v in about.items())
-            + ".",
+            f"`python -m benchmarks {name}`, {_about(content)}.",
             "",
             "| what | size | ours, ms | peer, ms | ratio | asked | peer |",
             "|---|---|---|---|---|---|---|",
@@ -244,3 +250,54 @@ def _parity() -> str:
         outputs = ", ".join(f"{name} {value:.1e}" for name, value in row["outputs"].items())
         lines.append(f"| `{row['name']}` | {row['peer']} | {row['parameters']:,} | {outputs} | {tokens} |")
     return "\n".join([*lines, ""])
+
+
+def _faults() -> str:
+    results = ROOT / "benchmarks" / "results"
+    downloads, inputs = (results / "hub_faults.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
+    kills = json.loads((results / "kills.json").read_text())
+    total = sum(row["runner"] + row["worker"] for row in kills.values())
+    jobs = sum(row["jobs"] for row in kills.values())
+    lines = [
+        "# Faults and jobs",
+        "",
+        "What was broken on purpose, and what came of it; [threats](threats.md) says what holds against what.",
+        "",
+        "## Downloads",
+        "",
+        "From a server on loopback that speaks the hub's protocol: what had the right hash was taken, the rest refused.",
+        "`pytest -m slow tests/core/test_hostile.py`",
+        "",
+        downloads,
+        "",
+        "## Hostile inputs",
+        "",
+        "Mutated at random, by the same command: refused in a line, or harmless and taken; none crashed, nothing was executed.",
+        "",
+        inputs,
+        "",
+        "## Kills",
+        "",
+        f"{total} times SIGKILL at random moments of {jobs} [batch jobs](how-to/jobs.md), resumed until done: the same bytes as an undisturbed job, each",
+        "time. `pytest -m slow tests/apps/test_jobs_kills.py`",
+        "",
+        "| where the job ran | runners killed | workers killed | jobs | shards a job | same bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in kills.items():
+        lines.append(
+            f"| {KILLED[name]} | {row['runner']} | {row['worker']} | {row['jobs']} | {row['shards']} | {row['jobs']} |"
+        )
+    for path in sorted(results.glob("jobs_*.json")):
+        content = json.loads(path.read_text())
+        lines += ["", "## Throughput by engine", "", f"`python -m benchmarks jobs`, {_about(content)}.", ""]
+        lines += ["| engine | input | figures |", "|---|---|---|"]
+        for row in content["rows"]:
+            missed = "" if row["met"] else " (missed)"
+            lines.append(f"| {row['name']} | {row['shape']} | {row['text']}{missed} |")
+    return "\n".join([*lines, ""])
+
+
+def _about(content: dict[str, Any]) -> str:
+    """The date and the machine of a table."""
+    return f"{content['date']}: " + ", ".join(f"{k} {v}" for k, v in content["machine"].items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from manyheads.core.errors import DataError, UsageError, did_you_mean
 from manyheads.core.tables import open_csv
 from manyheads.recsys.logs import Columns, Log, Rules, make_log, read_log
 from manyheads.recsys.tables import Tables
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMES = ("ml_100k", "ml_1m", "ml_latest_small")
 ML_100K = ("user_id", "item_id", "rating", "timestamp")
@@ -33,6 +37,13 @@ def read_published(name: str, folder: Path, rules: Rules | None = None) -> Log:
     if rules is not None and rules.min_rating is not None:
         raise UsageError("rules.min_rating: the sequences of ml_1m have no ratings")
     return _read_sequences(find(folder, "sequences.txt"), rules)
+
+
+def read_ratings(folder: Path) -> pd.DataFrame:
+    """Return the ratings of MovieLens 100K as a table with names for its columns."""
+    import pandas as pd
+
+    return pd.read_csv(find(folder, "u.data"), sep="\t", names=list(ML_100K))
 
 
 def read_titles(name: str, folder: Path) -> dict[str, dict[str, str]]:

@@ -87,13 +87,13 @@ def draw_errors(edits: Sequence[Edits], confused: Counter[tuple[str, str]], path
         base = [low + height for low, height in zip(base, heights, strict=True)]
     left.set(xlabel="characters of the text", ylabel="errors, % of characters")
     left.set_ylim(0, 1.35 * max(base, default=0.0) or 1.0)  # room for the legend
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.legend(frameon=False, ncols=3, loc="upper center")
     left.grid(alpha=0.3, axis="y")
     most = confused.most_common(_SHOWN)[::-1]
     right.barh([_arrow(*pair) for pair, _ in most], [count for _, count in most])
     right.set(xlabel="times", title="most frequent errors")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=120)
 

@@ -1,7 +1,7 @@
 """Two hundred kills of jobs of a hundred shards, at random moments: the same bytes every time.
 
 `pytest -m slow tests/apps/test_jobs_kills.py -s` prints kills and seconds; MANYHEADS_KILLS names another
-number.
+number, MANYHEADS_WRITE_RESULTS=1 writes the figures to benchmarks/results/kills.json.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import random
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "kills.json"
 SHARDS, RECORDS = 100, 8
 KILLS = int(os.environ.get("MANYHEADS_KILLS", "200"))
 # Of so many kills each: shards in the runner; in workers; on a file system without rename or flock, which
@@ -108,5 +110,9 @@ def test_killed_at_random_moments(job, source, tmp_path, inspect_folder, monkeyp
         found = inspect_folder.digests(out)
         assert found == wanted
         survived += 1
+    if os.environ.get("MANYHEADS_WRITE_RESULTS"):
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        found = {"runner": killed["runner"], "worker": killed["worker"], "jobs": survived, "shards": SHARDS}
+        RESULTS.write_text(json.dumps({**known, kind: found}, indent=1) + "\n")
     seconds = time.perf_counter() - begin
     print(f"\n{kind}: {dict(killed)} killed, {survived} jobs of {SHARDS} shards, same bytes, {seconds:.0f} s")
