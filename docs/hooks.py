@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from manyheads.apps.options import configs, resolve_config
 from manyheads.core.catalog import DOMAINS, Entry, arguments, entries
+from manyheads.core.datasets import DataSet, datasets
 
 ROOT = Path(__file__).parents[1]
 TITLES = {
@@ -38,8 +43,33 @@ PUBLIC = {
     "Proof": ("manyheads.core.testing", "manyheads.core.dispatch"),
     "Errors": ("manyheads.core.errors",),
 }
-HOW_TO = ("own-data", "own-model", "jobs", "clusters", "hub", "serving", "export", "gpu")
+HOW_TO = ("own-data", "data-sets", "own-model", "jobs", "clusters", "hub", "serving", "export", "gpu")
 MANY = 24  # models of a family that are listed with their arguments; of more, the names alone
+ANY_SIZE = {"cct", "vim"}  # names whose size is the caller's
+NOT_MEASURED = (
+    "Not trained here: it enters by [parity](../../parity.md), the original's weights, outputs and gradients. Trained and"
+    " tested like the others, with a [config of yours](../../how-to/own-model.md)."
+)
+RECORDED = (
+    "Inputs, weights, outputs and gradients of the original's own code, small and mostly in float64; every row's cases are"
+    " compared in each run of the tests (`pytest tests/ROOM`)."
+)
+DATA_SETS = (
+    "`manyheads data list` prints these with the place where each is on this machine, `manyheads data get NAME` fetches one.",
+    "What is **downloaded** is verified by its checksum and kept in the cache. What comes **by hand** has no address with a known",
+    "checksum, or a licence under which its owner wants to be asked: fetch it from where the line says, put it below a folder under",
+    "the name that is given (`.gz` is read, too), and name the folder in `MANYHEADS_DATA` (several: separated by colons):",
+    "",
+    "```sh",
+    "export MANYHEADS_DATA=~/data # with ~/data/recsys/ml-100k/u.data, and so on",
+    "manyheads data get ml_100k   # prints where it was found",
+    "```",
+)
+WRAPPERS = {  # tasks in which the network that a config names is one part of the model
+    "classification": "classifier",
+    "imputation": "reconstructor",
+    "anomaly": "reconstructor",
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -49,7 +79,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Tutorials": [{TITLES[d]: f"tutorials/{d}.md"} for d in DOMAINS]},
         {"How to": [f"how-to/{name}.md" for name in HOW_TO]},
         {"Models": ["models/index.md", *({TITLES[d]: _family_pages(d)} for d in DOMAINS)]},
-        {"Measured": [{"Speed": "speed.md"}, {"Parity": "parity.md"}]},
+        {
+            "Measured": [
+                {"Speed": "speed.md"},
+                {"Parity": "parity.md"},
+                *(f"measured/{p.name}" for p in _tables()),
+            ]
+        },
         {"Inside": [{"Architecture": "architecture.md"}, {"Threats": "threats.md"}]},
         {"Reference": [{title: _reference_page(title)} for title in PUBLIC]},
     ]
@@ -72,13 +108,45 @@ def _pages() -> Iterable[tuple[str, str]]:
                 f"models/{domain}/{family}.md",
                 _family(domain, family, members, [f for f in figures if f["family"] == f"{domain}/{family}"]),
             )
+    yield "how-to/data-sets.md", _data_sets()
     yield "speed.md", _speed()
     yield "parity.md", _parity()
+    for path in _tables():
+        yield f"measured/{path.name}", path.read_text(encoding="utf-8")
     for title, modules in PUBLIC.items():
         yield (
             _reference_page(title),
             "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)]) + "\n",
         )
+
+
+def _tables() -> list[Path]:
+    """Results that are written as pages."""
+    return sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+
+
+def _data_sets() -> str:
+    origins = yaml.safe_load((ROOT / "docs" / "origins.yaml").read_text(encoding="utf-8"))
+    lines = ["# Data sets", "", *DATA_SETS]
+    for domain in DOMAINS:
+        lines += ["", f"## {TITLES[domain]}", ""]
+        for each in datasets(domain):
+            lines += [
+                f"**`{each.name}`**: {each.summary}. Licence: {each.licence}. {_place(each, origins)}",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _place(dataset: DataSet, origins: Mapping[str, str]) -> str:
+    """How a data set comes to be here."""
+    first = dataset.files[0]
+    if first.embedded:
+        return "Ships with the package."
+    if all(file.address for file in dataset.files):
+        return f"Downloaded: {dataset.size / 1e6:.1f} MB."
+    columns = f" Columns: `{', '.join(dataset.columns)}`." if first.path.endswith(".csv") else ""
+    return f"By hand, `{first.path}`: {origins[dataset.name]}.{columns}"
 
 
 def families(domain: str) -> dict[str, list[Entry]]:
@@ -105,47 +173,96 @@ def _source(domain: str, family: str) -> tuple[str, str]:
 
 
 def _title(domain: str, family: str) -> str:
-    return _source(domain, family)[0].partition(":")[0].partition(",")[0].partition(";")[0].rstrip(".")[:48]
+    return re.split(r"[:,;]| on torch-geometric", _source(domain, family)[0])[0].rstrip(".")
 
 
 def _family(domain: str, family: str, members: Sequence[Entry], figures: Sequence[dict[str, str]]) -> str:
     first, rest = _source(domain, family)
-    lines = [f"# {_title(domain, family)}", "", first, "", rest, ""]
-    if figures:
-        lines += ["## Measured", "", *_figures(figures), ""]
-        commands = [f"manyheads {domain} fit --config {f['config']}" for f in figures if f["config"]]
-        lines += ["```sh", *dict.fromkeys(commands), "```", ""]
-    lines += ["## Names", ""]
+    lines = [f"# {_title(domain, family)}", "", _linked(first), "", _linked(rest), "", "## Measured", ""]
+    shown = [name for name in configs(domain) if _family_of(domain, name) == family]
+    lines += _figures(figures) if figures else [] if shown else [NOT_MEASURED]
+    for name in shown:
+        lines += ["", *_config(domain, name)]
+    lines += ["", "## Names", ""]
+    sizes = _sizes()
     if len(members) <= MANY:
         for entry in members:
-            lines += [
-                f"**`{entry.name}`**: {entry.summary}. {entry.paper}; code and weights of its kind: {entry.licence}.",
-                "",
-                f"`create_model({', '.join(filter(None, [repr(entry.name), arguments(entry)]))})`".replace(
-                    "'", '"'
-                ),
-                "",
-            ]
+            lines += [_about(entry, sizes.get(entry.name)), "", "```python", _call(entry), "```", ""]
     else:
-        papers = sorted({entry.paper for entry in members})
+        lines += [f"{len(members)} names; `manyheads models show NAME` says more.", ""]
+        lines += ["| name | parameters | paper | licence of the code |", "|---|---|---|---|"]
         lines += [
-            f"{len(members)} names, of {', '.join(papers)}; `manyheads models show NAME` says more.",
-            "",
+            f"| `{entry.name}` | {sizes.get(entry.name, '')} | {_linked(entry.paper)} | {entry.licence} |"
+            for entry in members
         ]
-        lines += ["| name | paper | licence |", "|---|---|---|"]
-        lines += [f"| `{entry.name}` | {entry.paper} | {entry.licence} |" for entry in members]
     module = f"manyheads.{domain}.models.{family}"
     return "\n".join(
-        [*lines, "## Source", "", f"::: {module}", "    options:", "      show_root_heading: false", ""]
+        [*lines, "", "## Source", "", f"::: {module}", "    options:", "      show_root_heading: false", ""]
     )
 
 
-def _figures(figures: Iterable[dict[str, str]]) -> list[str]:
-    lines = ["| model | data | figure | ours | published | config | cost |", "|---|---|---|---|---|---|---|"]
+def _linked(text: str) -> str:
+    """Papers as links."""
+    return re.sub(r"\barXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _about(entry: Entry, size: str | None) -> str:
+    """What an entry is, in sentences."""
+    paper = "" if entry.paper in {"", "none"} else f" Paper: {_linked(entry.paper)}."
+    parameters = f" {size} parameters." if size else ""
+    return f"**`{entry.name}`**: {entry.summary}.{parameters}{paper} Licence of the code: {entry.licence}."
+
+
+def _call(entry: Entry) -> str:
+    """How an entry is built: its arguments, those that have a default with it."""
+    given = arguments(entry)
+    call = f"create_model({', '.join(filter(None, [repr(entry.name), given]))})".replace("'", '"')
+    if len(call) <= 90:
+        return call
+    parts = re.split(r", (?=\w+: )", given)
+    return "\n".join([f'create_model("{entry.name}",', *(f"    {part}," for part in parts), ")"])
+
+
+def _sizes() -> dict[str, str]:
+    """Numbers of parameters, of the names that were compared with an original."""
+    found = {}
+    for domain in ("vision", "speech"):
+        rows = json.loads((ROOT / f"benchmarks/results/parity_{domain}.json").read_text())["rows"]
+        found |= {row["name"]: f"{row['parameters']:,}" for row in rows if row["name"] not in ANY_SIZE}
+    return found
+
+
+def _family_of(domain: str, config: str) -> str:
+    """The family whose page a shipped config stands on."""
+    content = yaml.safe_load(resolve_config(domain, config).read_text(encoding="utf-8"))
+    if domain == "timeseries" and content.get("task") in WRAPPERS:
+        return WRAPPERS[content["task"]]
+    if content["model"].get("output", "point") == "quantile":
+        return "forecaster"
+    of = {entry.name: family for family, members in families(domain).items() for entry in members}
+    return of[content["model"]["name"]]
+
+
+def _config(domain: str, name: str) -> list[str]:
+    """A config's commands and what they gave, which are its first lines."""
+    text = resolve_config(domain, name).read_text(encoding="utf-8")
+    head = [line[2:] for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+    commands = [i for i, line in enumerate(head) if line.startswith(("manyheads ", "python ", "    "))]
+    shown = "\n".join(head[i] for i in commands).replace("\n    ", " \\\n    ")
+    said = " ".join(line for i, line in enumerate(head) if i not in commands and not line.startswith("|"))
+    return [f"### `{name}`", "", "```sh", shown, "```", "", _linked(said)]
+
+
+def _figures(figures: Iterable[Mapping[str, str]]) -> list[str]:
+    lines = [
+        "| model | data | figure | ours | published | parameters | config | cost |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for f in figures:
         config = f"`{f['config']}`" if f["config"] else ""
         lines.append(
-            f"| {f['model']} | {f['data']} | {f['metric']} | {f['ours']} | {f['published']} | {config} | {f['cost']} |"
+            f"| {f['model']} | {f['data']} | {f['metric']} | {f['ours']} | {f['published']} | {f['parameters']} |"
+            f" {config} | {f['cost']} |"
         )
     return lines
 
@@ -155,7 +272,8 @@ def _overview(figures: Sequence[dict[str, str]]) -> str:
         "# Models",
         "",
         "A name is a family and a variant; `manyheads models list` prints them all. Each family has a page: its paper, what we",
-        "measured beside what was published, the command, and the names with their arguments.",
+        "measured beside what was published, the commands, the sizes, and the names with their arguments. An empty cell under",
+        "published says that nobody published this figure on this data. A weight file has four bytes a parameter.",
         "",
     ]
     for domain in DOMAINS:
@@ -243,4 +361,19 @@ def _parity() -> str:
         tokens = "" if row["tokens"] is None else f"{row['tokens']}, {row['peer_tokens']}"
         outputs = ", ".join(f"{name} {value:.1e}" for name, value in row["outputs"].items())
         lines.append(f"| `{row['name']}` | {row['peer']} | {row['parameters']:,} | {outputs} | {tokens} |")
+    lines += ["", "## Recorded originals", "", RECORDED, ""]
+    lines += ["| room | original | at | cases |", "|---|---|---|---|"]
+    for (room, original, at), cases in sorted(_recorded().items()):
+        lines.append(f"| {room} | {original} | {at} | {cases} |")
     return "\n".join([*lines, ""])
+
+
+def _recorded() -> Counter[tuple[str, str, str]]:
+    """How many cases of each original are kept, by the room whose tests compare with them."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for path in (ROOT / "tests" / "golden").glob("*/*.json"):
+        case = json.loads(path.read_text(encoding="utf-8"))
+        commit = str(case.get("commit") or "")
+        at = f"commit {commit[:7]}" if re.match("[0-9a-f]{40}", commit) else case.get("package_version") or ""
+        found[path.parent.name, case["repo"], at.partition(",")[0]] += 1
+    return found
