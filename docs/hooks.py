@@ -33,7 +33,7 @@ TITLES = {
 }
 PUBLIC = {
     "The package": ("manyheads",),
-    "Ops": ("manyheads.core.ops",),
+    "Ops": (),  # the functions of manyheads.core.ops, below
     "Layers": tuple(
         f"manyheads.core.layers.{name}"
         for name in ("attention", "norm", "mlp", "positions", "mamba", "mamba2", "hydra", "deltanet", "s4")
@@ -114,10 +114,8 @@ def _pages() -> Iterable[tuple[str, str]]:
     for path in _tables():
         yield f"measured/{path.name}", path.read_text(encoding="utf-8")
     for title, modules in PUBLIC.items():
-        yield (
-            _reference_page(title),
-            "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)]) + "\n",
-        )
+        shown = modules or _ops()
+        yield _reference_page(title), "\n\n".join([f"# {title}", *(f"::: {name}" for name in shown)]) + "\n"
 
 
 def _tables() -> list[Path]:
@@ -165,6 +163,13 @@ def _reference_page(title: str) -> str:
     return f"reference/{title.lower().replace(' ', '-')}.md"
 
 
+def _ops() -> list[str]:
+    """The public functions of the core, each where it is defined: its folder has the same name."""
+    tree = ast.parse((ROOT / "core" / "ops" / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return [f"{node.module}.{alias.name}" for node in imports for alias in node.names]
+
+
 def _source(domain: str, family: str) -> tuple[str, str]:
     """The first line of a family's file, and what follows it."""
     text = (ROOT / domain / "models" / f"{family}.py").read_text(encoding="utf-8")
@@ -197,7 +202,16 @@ def _family(domain: str, family: str, members: Sequence[Entry], figures: Sequenc
         ]
     module = f"manyheads.{domain}.models.{family}"
     return "\n".join(
-        [*lines, "", "## Source", "", f"::: {module}", "    options:", "      show_root_heading: false", ""]
+        [
+            *lines,
+            "",
+            "## Reference",
+            "",
+            f"::: {module}",
+            "    options:",
+            "      show_root_heading: false",
+            "",
+        ]
     )
 
 
@@ -219,7 +233,7 @@ def _call(entry: Entry) -> str:
     call = f"create_model({', '.join(filter(None, [repr(entry.name), given]))})".replace("'", '"')
     if len(call) <= 90:
         return call
-    parts = re.split(r", (?=\w+: )", given)
+    parts = re.split(r", (?=\w+: )", given.replace("'", '"'))
     return "\n".join([f'create_model("{entry.name}",', *(f"    {part}," for part in parts), ")"])
 
 
@@ -255,14 +269,14 @@ def _config(domain: str, name: str) -> list[str]:
 
 def _figures(figures: Iterable[Mapping[str, str]]) -> list[str]:
     lines = [
-        "| model | data | figure | ours | published | parameters | config | cost |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | data | ours | published | parameters | cost | config |",
+        "|---|---|---|---|---|---|---|",
     ]
     for f in figures:
         config = f"`{f['config']}`" if f["config"] else ""
         lines.append(
-            f"| {f['model']} | {f['data']} | {f['metric']} | {f['ours']} | {f['published']} | {f['parameters']} |"
-            f" {config} | {f['cost']} |"
+            f"| {f['model']} | {f['data']} | {f['metric']} {f['ours']} | {f['published']} | {f['parameters']} |"
+            f" {f['cost']} | {config} |"
         )
     return lines
 
@@ -272,8 +286,8 @@ def _overview(figures: Sequence[dict[str, str]]) -> str:
         "# Models",
         "",
         "A name is a family and a variant; `manyheads models list` prints them all. Each family has a page: its paper, what we",
-        "measured beside what was published, the commands, the sizes, and the names with their arguments. An empty cell under",
-        "published says that nobody published this figure on this data. A weight file has four bytes a parameter.",
+        "measured beside what was published (where we found a figure of the same size on the same data), the commands, the sizes,",
+        "and the names with their arguments. A weight file has four bytes a parameter.",
         "",
     ]
     for domain in DOMAINS:
