@@ -52,7 +52,7 @@ NOT_MEASURED = (
 )
 RECORDED = (
     "Inputs, weights, outputs and gradients of the original's own code, small and mostly in float64; every row's cases are"
-    " compared in each run of the tests (`pytest tests/ROOM`)."
+    " compared in each run of the tests."
 )
 DATA_SETS = (
     "`manyheads data list` prints these with the place where each is on this machine, `manyheads data get NAME` fetches one.",
@@ -223,7 +223,7 @@ def _linked(text: str) -> str:
 def _about(entry: Entry, size: str | None) -> str:
     """What an entry is, in sentences."""
     paper = "" if entry.paper in {"", "none"} else f" Paper: {_linked(entry.paper)}."
-    parameters = f" {size} parameters." if size else ""
+    parameters = f" {size} parameters." if size and "parameters" not in entry.summary else ""
     return f"**`{entry.name}`**: {entry.summary}.{parameters}{paper} Licence of the code: {entry.licence}."
 
 
@@ -376,9 +376,9 @@ def _parity() -> str:
         outputs = ", ".join(f"{name} {value:.1e}" for name, value in row["outputs"].items())
         lines.append(f"| `{row['name']}` | {row['peer']} | {row['parameters']:,} | {outputs} | {tokens} |")
     lines += ["", "## Recorded originals", "", RECORDED, ""]
-    lines += ["| room | original | at | cases |", "|---|---|---|---|"]
+    lines += ["| tests | original | at | cases |", "|---|---|---|---|"]
     for (room, original, at), cases in sorted(_recorded().items()):
-        lines.append(f"| {room} | {original} | {at} | {cases} |")
+        lines.append(f"| `tests/{room}` | {original} | {at} | {cases} |")
     return "\n".join([*lines, ""])
 
 
@@ -387,7 +387,7 @@ def _recorded() -> Counter[tuple[str, str, str]]:
     found: Counter[tuple[str, str, str]] = Counter()
     for path in (ROOT / "tests" / "golden").glob("*/*.json"):
         case = json.loads(path.read_text(encoding="utf-8"))
-        commit = str(case.get("commit") or "")
-        at = f"commit {commit[:7]}" if re.match("[0-9a-f]{40}", commit) else case.get("package_version") or ""
-        found[path.parent.name, case["repo"], at.partition(",")[0]] += 1
+        commit = re.match("[0-9a-f]{7}", str(case.get("commit") or ""))
+        at = f"commit {commit[0]}" if commit else case.get("package_version") or ""
+        found[path.parent.name, case["repo"].partition(" (")[0], at.partition(",")[0]] += 1
     return found
