@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from measured import parity, speed, tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -44,15 +44,12 @@ PUBLIC = {
     "Errors": ("manyheads.core.errors",),
 }
 HOW_TO = ("own-data", "data-sets", "own-model", "jobs", "clusters", "hub", "serving", "export", "gpu")
+TRAININGS = "../../measured/graph_training.md"
 MANY = 24  # models of a family that are listed with their arguments; of more, the names alone
 ANY_SIZE = {"cct", "vim"}  # names whose size is the caller's
 NOT_MEASURED = (
     "Not trained here: it enters by [parity](../../parity.md), the original's weights, outputs and gradients. Trained and"
     " tested like the others, with a [config of yours](../../how-to/own-model.md)."
-)
-RECORDED = (
-    "Inputs, weights, outputs and gradients of the original's own code, small and mostly in float64; every row's cases are"
-    " compared in each run of the tests."
 )
 DATA_SETS = (
     "`manyheads data list` prints these with the place where each is on this machine, `manyheads data get NAME` fetches one.",
@@ -83,7 +80,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             "Measured": [
                 {"Speed": "speed.md"},
                 {"Parity": "parity.md"},
-                *(f"measured/{p.name}" for p in _tables()),
+                *(f"measured/{p.name}" for p in tables()),
             ]
         },
         {"Inside": [{"Architecture": "architecture.md"}, {"Threats": "threats.md"}]},
@@ -109,18 +106,13 @@ def _pages() -> Iterable[tuple[str, str]]:
                 _family(domain, family, members, [f for f in figures if f["family"] == f"{domain}/{family}"]),
             )
     yield "how-to/data-sets.md", _data_sets()
-    yield "speed.md", _speed()
-    yield "parity.md", _parity()
-    for path in _tables():
+    yield "speed.md", speed()
+    yield "parity.md", parity()
+    for path in tables():
         yield f"measured/{path.name}", path.read_text(encoding="utf-8")
     for title, modules in PUBLIC.items():
         shown = modules or _ops()
         yield _reference_page(title), "\n\n".join([f"# {title}", *(f"::: {name}" for name in shown)]) + "\n"
-
-
-def _tables() -> list[Path]:
-    """Results that are written as pages."""
-    return sorted((ROOT / "benchmarks" / "results").glob("*.md"))
 
 
 def _data_sets() -> str:
@@ -185,7 +177,17 @@ def _family(domain: str, family: str, members: Sequence[Entry], figures: Sequenc
     first, rest = _source(domain, family)
     lines = [f"# {_title(domain, family)}", "", _linked(first), "", _linked(rest), "", "## Measured", ""]
     shown = [name for name in configs(domain) if _family_of(domain, name) == family]
-    lines += _figures(figures) if figures else [] if shown else [NOT_MEASURED]
+    trainings = (ROOT / "benchmarks" / "results" / "graph_training.md").read_text(encoding="utf-8")
+    compared = [entry.name for entry in members if f" {entry.name} |" in trainings]
+    if figures:
+        lines += _figures(figures)
+    elif not shown and not compared:
+        lines.append(NOT_MEASURED)
+    if compared:
+        lines += [
+            "",
+            f"{', '.join(f'`{name}`' for name in compared)}: [trainings beside others]({TRAININGS}).",
+        ]
     for name in shown:
         lines += ["", *_config(domain, name)]
     lines += ["", "## Names", ""]
@@ -297,97 +299,3 @@ def _overview(figures: Sequence[dict[str, str]]) -> str:
             lines.append(f"- [{_title(domain, family)}]({domain}/{family}.md): {names}")
         lines += ["", *_figures(f for f in figures if f["family"].startswith(domain + "/")), ""]
     return "\n".join(lines)
-
-
-def _speed() -> str:
-    lines = [
-        "# Speed",
-        "",
-        "Ratios are the peer's median over ours, both in one run on the same numbers and threads: above 1 we are faster. A line",
-        "below 1, or one that misses what we asked of it, stands here like the others. `python -m benchmarks TABLE` makes each",
-        "table anew on your machine.",
-        "",
-    ]
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*_cpu.json")):
-        content = json.loads(path.read_text())
-        about, rows = content["machine"], content["rows"]
-        name = path.stem.removesuffix("_cpu")
-        lines += [
-            f"## {name}",
-            "",
-            f"`python -m benchmarks {name}`, {content['date']}: "
-            + ", ".join(f"{k} {v}" for k, v in about.items())
-            + ".",
-            "",
-            "| what | size | ours, ms | peer, ms | ratio | asked | peer |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            if "text" in row:  # a line that compares nothing
-                lines.append(f"| {row['name']} | {row['shape']} | | | | | {row['text']} |")
-                continue
-            asked = (
-                ""
-                if row.get("target") is None
-                else f"{row['target']:g}" + ("" if row["met"] else " (missed)")
-            )
-            lines.append(
-                f"| {row['name']} | {row['shape']} | {row['ours_ms']:.2f} | {row['peer_ms']:.2f} |"
-                f" {row['ratio']:.2f} | {asked} | {row['peer']} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _parity() -> str:
-    lines = [
-        "# Parity",
-        "",
-        "The same weights give the same outputs: a model enters with recorded tensors of its original (`tests/golden`, with the",
-        "repository and commit that they are of), the exact number of parameters, and gradients. Where an original installs",
-        "cleanly it also runs beside ours; these are those runs.",
-        "",
-    ]
-    vision = json.loads((ROOT / "benchmarks/results/parity_vision.json").read_text())
-    rows = vision["rows"]
-    worst = max(row["outputs"] for row in rows)
-    lines += [
-        "## Images",
-        "",
-        f"`python -m benchmarks.parity`, {', '.join(f'{k} {v}' for k, v in vision['facts'].items())}: {sum(r['ok'] for r in rows)} of"
-        f" {len(rows)} agree, outputs to {worst:.1e}.",
-        "",
-        "| model | original | parameters | outputs differ | gradients differ |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        gradients = "" if row["gradients"] is None else f"{row['gradients']:.1e}"
-        lines.append(
-            f"| `{row['name']}` | {row['original']} | {row['parameters']:,} | {row['outputs']:.1e} | {gradients} |"
-        )
-    speech = json.loads((ROOT / "benchmarks/results/parity_speech.json").read_text())
-    lines += ["", "## Speech", "", "`python -m benchmarks.speech_parity`", ""]
-    lines += [
-        "| model | original | parameters | outputs differ | tokens, ours and theirs |",
-        "|---|---|---|---|---|",
-    ]
-    for row in speech["rows"]:
-        tokens = "" if row["tokens"] is None else f"{row['tokens']}, {row['peer_tokens']}"
-        outputs = ", ".join(f"{name} {value:.1e}" for name, value in row["outputs"].items())
-        lines.append(f"| `{row['name']}` | {row['peer']} | {row['parameters']:,} | {outputs} | {tokens} |")
-    lines += ["", "## Recorded originals", "", RECORDED, ""]
-    lines += ["| tests | original | at | cases |", "|---|---|---|---|"]
-    for (room, original, at), cases in sorted(_recorded().items()):
-        lines.append(f"| `tests/{room}` | {original} | {at} | {cases} |")
-    return "\n".join([*lines, ""])
-
-
-def _recorded() -> Counter[tuple[str, str, str]]:
-    """How many cases of each original are kept, by the room whose tests compare with them."""
-    found: Counter[tuple[str, str, str]] = Counter()
-    for path in (ROOT / "tests" / "golden").glob("*/*.json"):
-        case = json.loads(path.read_text(encoding="utf-8"))
-        commit = re.match("[0-9a-f]{7}", str(case.get("commit") or ""))
-        at = f"commit {commit[0]}" if commit else case.get("package_version") or ""
-        found[path.parent.name, case["repo"].partition(" (")[0], at.partition(",")[0]] += 1
-    return found
