@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from measured import faults, parity, speed, tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from manyheads.apps.options import configs, resolve_config
 from manyheads.core.catalog import DOMAINS, Entry, arguments, entries
+from manyheads.core.datasets import DataSet, datasets
 
 ROOT = Path(__file__).parents[1]
 TITLES = {
@@ -28,7 +33,7 @@ TITLES = {
 }
 PUBLIC = {
     "The package": ("manyheads",),
-    "Ops": ("manyheads.core.ops",),
+    "Ops": (),  # the functions of manyheads.core.ops, below
     "Layers": tuple(
         f"manyheads.core.layers.{name}"
         for name in ("attention", "norm", "mlp", "positions", "mamba", "mamba2", "hydra", "deltanet", "s4")
@@ -38,14 +43,30 @@ PUBLIC = {
     "Proof": ("manyheads.core.testing", "manyheads.core.dispatch"),
     "Errors": ("manyheads.core.errors",),
 }
-HOW_TO = ("own-data", "own-model", "jobs", "clusters", "hub", "serving", "export", "gpu")
-KILLED = {
-    "runner": "one process",
-    "workers": "two workers, with files beside the rows",
-    "elsewhere": "a file system without rename, which shows half files",
-    "ray": "Ray, with files beside the rows",
-}
+HOW_TO = ("own-data", "data-sets", "own-model", "jobs", "clusters", "hub", "serving", "export", "gpu")
+TRAININGS = "../../measured/graph_training.md"
 MANY = 24  # models of a family that are listed with their arguments; of more, the names alone
+ANY_SIZE = {"cct", "vim"}  # names whose size is the caller's
+NOT_MEASURED = (
+    "Not trained here: it enters by [parity](../../parity.md), the original's weights, outputs and gradients. Trained and"
+    " tested like the others, with a [config of yours](../../how-to/own-model.md)."
+)
+DATA_SETS = (
+    "`manyheads data list` prints these with the place where each is on this machine, `manyheads data get NAME` fetches one.",
+    "What is **downloaded** is verified by its checksum and kept in the cache. What comes **by hand** has no address with a known",
+    "checksum, or a licence under which its owner wants to be asked: fetch it from where the line says, put it below a folder under",
+    "the name that is given (`.gz` is read, too), and name the folder in `MANYHEADS_DATA` (several: separated by colons):",
+    "",
+    "```sh",
+    "export MANYHEADS_DATA=~/data # with ~/data/recsys/ml-100k/u.data, and so on",
+    "manyheads data get ml_100k   # prints where it was found",
+    "```",
+)
+WRAPPERS = {  # tasks in which the network that a config names is one part of the model
+    "classification": "classifier",
+    "imputation": "reconstructor",
+    "anomaly": "reconstructor",
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -55,7 +76,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Tutorials": [{TITLES[d]: f"tutorials/{d}.md"} for d in DOMAINS]},
         {"How to": [f"how-to/{name}.md" for name in HOW_TO]},
         {"Models": ["models/index.md", *({TITLES[d]: _family_pages(d)} for d in DOMAINS)]},
-        {"Measured": [{"Speed": "speed.md"}, {"Parity": "parity.md"}, {"Faults and jobs": "faults.md"}]},
+        {
+            "Measured": [
+                {"Speed": "speed.md"},
+                {"Parity": "parity.md"},
+                {"Faults and jobs": "faults.md"},
+                *(f"measured/{p.name}" for p in tables()),
+            ]
+        },
         {"Inside": [{"Architecture": "architecture.md"}, {"Threats": "threats.md"}]},
         {"Reference": [{title: _reference_page(title)} for title in PUBLIC]},
     ]
@@ -78,14 +106,39 @@ def _pages() -> Iterable[tuple[str, str]]:
                 f"models/{domain}/{family}.md",
                 _family(domain, family, members, [f for f in figures if f["family"] == f"{domain}/{family}"]),
             )
-    yield "speed.md", _speed()
-    yield "parity.md", _parity()
-    yield "faults.md", _faults()
+    yield "how-to/data-sets.md", _data_sets()
+    yield "speed.md", speed()
+    yield "parity.md", parity()
+    yield "faults.md", faults()
+    for path in tables():
+        yield f"measured/{path.name}", path.read_text(encoding="utf-8")
     for title, modules in PUBLIC.items():
-        yield (
-            _reference_page(title),
-            "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)]) + "\n",
-        )
+        shown = modules or _ops()
+        yield _reference_page(title), "\n\n".join([f"# {title}", *(f"::: {name}" for name in shown)]) + "\n"
+
+
+def _data_sets() -> str:
+    origins = yaml.safe_load((ROOT / "docs" / "origins.yaml").read_text(encoding="utf-8"))
+    lines = ["# Data sets", "", *DATA_SETS]
+    for domain in DOMAINS:
+        lines += ["", f"## {TITLES[domain]}", ""]
+        for each in datasets(domain):
+            lines += [
+                f"**`{each.name}`**: {each.summary}. Licence: {each.licence}. {_place(each, origins)}",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _place(dataset: DataSet, origins: Mapping[str, str]) -> str:
+    """How a data set comes to be here."""
+    first = dataset.files[0]
+    if first.embedded:
+        return "Ships with the package."
+    if all(file.address for file in dataset.files):
+        return f"Downloaded: {dataset.size / 1e6:.1f} MB."
+    columns = f" Columns: `{', '.join(dataset.columns)}`." if first.path.endswith(".csv") else ""
+    return f"By hand, `{first.path}`: {origins[dataset.name]}.{columns}"
 
 
 def families(domain: str) -> dict[str, list[Entry]]:
@@ -104,6 +157,13 @@ def _reference_page(title: str) -> str:
     return f"reference/{title.lower().replace(' ', '-')}.md"
 
 
+def _ops() -> list[str]:
+    """The public functions of the core, each where it is defined: its folder has the same name."""
+    tree = ast.parse((ROOT / "core" / "ops" / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return [f"{node.module}.{alias.name}" for node in imports for alias in node.names]
+
+
 def _source(domain: str, family: str) -> tuple[str, str]:
     """The first line of a family's file, and what follows it."""
     text = (ROOT / domain / "models" / f"{family}.py").read_text(encoding="utf-8")
@@ -112,47 +172,115 @@ def _source(domain: str, family: str) -> tuple[str, str]:
 
 
 def _title(domain: str, family: str) -> str:
-    return _source(domain, family)[0].partition(":")[0].partition(",")[0].partition(";")[0].rstrip(".")[:48]
+    return re.split(r"[:,;]| on torch-geometric", _source(domain, family)[0])[0].rstrip(".")
 
 
 def _family(domain: str, family: str, members: Sequence[Entry], figures: Sequence[dict[str, str]]) -> str:
     first, rest = _source(domain, family)
-    lines = [f"# {_title(domain, family)}", "", first, "", rest, ""]
+    lines = [f"# {_title(domain, family)}", "", _linked(first), "", _linked(rest), "", "## Measured", ""]
+    shown = [name for name in configs(domain) if _family_of(domain, name) == family]
+    trainings = (ROOT / "benchmarks" / "results" / "graph_training.md").read_text(encoding="utf-8")
+    compared = [entry.name for entry in members if f" {entry.name} |" in trainings]
     if figures:
-        lines += ["## Measured", "", *_figures(figures), ""]
-        commands = [f"manyheads {domain} fit --config {f['config']}" for f in figures if f["config"]]
-        lines += ["```sh", *dict.fromkeys(commands), "```", ""]
-    lines += ["## Names", ""]
+        lines += _figures(figures)
+    elif not shown and not compared:
+        lines.append(NOT_MEASURED)
+    if compared:
+        lines += [
+            "",
+            f"{', '.join(f'`{name}`' for name in compared)}: [trainings beside others]({TRAININGS}).",
+        ]
+    for name in shown:
+        lines += ["", *_config(domain, name)]
+    lines += ["", "## Names", ""]
+    sizes = _sizes()
     if len(members) <= MANY:
         for entry in members:
-            lines += [
-                f"**`{entry.name}`**: {entry.summary}. {entry.paper}; code and weights of its kind: {entry.licence}.",
-                "",
-                f"`create_model({', '.join(filter(None, [repr(entry.name), arguments(entry)]))})`".replace(
-                    "'", '"'
-                ),
-                "",
-            ]
+            lines += [_about(entry, sizes.get(entry.name)), "", "```python", _call(entry), "```", ""]
     else:
-        papers = sorted({entry.paper for entry in members})
+        lines += [f"{len(members)} names; `manyheads models show NAME` says more.", ""]
+        lines += ["| name | parameters | paper | licence of the code |", "|---|---|---|---|"]
         lines += [
-            f"{len(members)} names, of {', '.join(papers)}; `manyheads models show NAME` says more.",
-            "",
+            f"| `{entry.name}` | {sizes.get(entry.name, '')} | {_linked(entry.paper)} | {entry.licence} |"
+            for entry in members
         ]
-        lines += ["| name | paper | licence |", "|---|---|---|"]
-        lines += [f"| `{entry.name}` | {entry.paper} | {entry.licence} |" for entry in members]
     module = f"manyheads.{domain}.models.{family}"
     return "\n".join(
-        [*lines, "## Source", "", f"::: {module}", "    options:", "      show_root_heading: false", ""]
+        [
+            *lines,
+            "",
+            "## Reference",
+            "",
+            f"::: {module}",
+            "    options:",
+            "      show_root_heading: false",
+            "",
+        ]
     )
 
 
-def _figures(figures: Iterable[dict[str, str]]) -> list[str]:
-    lines = ["| model | data | figure | ours | published | config | cost |", "|---|---|---|---|---|---|---|"]
+def _linked(text: str) -> str:
+    """Papers as links."""
+    return re.sub(r"\barXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _about(entry: Entry, size: str | None) -> str:
+    """What an entry is, in sentences."""
+    paper = "" if entry.paper in {"", "none"} else f" Paper: {_linked(entry.paper)}."
+    parameters = f" {size} parameters." if size and "parameters" not in entry.summary else ""
+    return f"**`{entry.name}`**: {entry.summary}.{parameters}{paper} Licence of the code: {entry.licence}."
+
+
+def _call(entry: Entry) -> str:
+    """How an entry is built: its arguments, those that have a default with it."""
+    given = arguments(entry)
+    call = f"create_model({', '.join(filter(None, [repr(entry.name), given]))})".replace("'", '"')
+    if len(call) <= 90:
+        return call
+    parts = re.split(r", (?=\w+: )", given.replace("'", '"'))
+    return "\n".join([f'create_model("{entry.name}",', *(f"    {part}," for part in parts), ")"])
+
+
+def _sizes() -> dict[str, str]:
+    """Numbers of parameters, of the names that were compared with an original."""
+    found = {}
+    for domain in ("vision", "speech"):
+        rows = json.loads((ROOT / f"benchmarks/results/parity_{domain}.json").read_text())["rows"]
+        found |= {row["name"]: f"{row['parameters']:,}" for row in rows if row["name"] not in ANY_SIZE}
+    return found
+
+
+def _family_of(domain: str, config: str) -> str:
+    """The family whose page a shipped config stands on."""
+    content = yaml.safe_load(resolve_config(domain, config).read_text(encoding="utf-8"))
+    if domain == "timeseries" and content.get("task") in WRAPPERS:
+        return WRAPPERS[content["task"]]
+    if content["model"].get("output", "point") == "quantile":
+        return "forecaster"
+    of = {entry.name: family for family, members in families(domain).items() for entry in members}
+    return of[content["model"]["name"]]
+
+
+def _config(domain: str, name: str) -> list[str]:
+    """A config's commands and what they gave, which are its first lines."""
+    text = resolve_config(domain, name).read_text(encoding="utf-8")
+    head = [line[2:] for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+    commands = [i for i, line in enumerate(head) if line.startswith(("manyheads ", "python ", "    "))]
+    shown = "\n".join(head[i] for i in commands).replace("\n    ", " \\\n    ")
+    said = " ".join(line for i, line in enumerate(head) if i not in commands and not line.startswith("|"))
+    return [f"### `{name}`", "", "```sh", shown, "```", "", _linked(said)]
+
+
+def _figures(figures: Iterable[Mapping[str, str]]) -> list[str]:
+    lines = [
+        "| model | data | ours | published | parameters | cost | config |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for f in figures:
         config = f"`{f['config']}`" if f["config"] else ""
         lines.append(
-            f"| {f['model']} | {f['data']} | {f['metric']} | {f['ours']} | {f['published']} | {config} | {f['cost']} |"
+            f"| {f['model']} | {f['data']} | {f['metric']} {f['ours']} | {f['published']} | {f['parameters']} |"
+            f" {f['cost']} | {config} |"
         )
     return lines
 
@@ -162,7 +290,8 @@ def _overview(figures: Sequence[dict[str, str]]) -> str:
         "# Models",
         "",
         "A name is a family and a variant; `manyheads models list` prints them all. Each family has a page: its paper, what we",
-        "measured beside what was published, the command, and the names with their arguments.",
+        "measured beside what was published (where we found a figure of the same size on the same data), the commands, the sizes,",
+        "and the names with their arguments. A weight file has four bytes a parameter.",
         "",
     ]
     for domain in DOMAINS:
@@ -172,132 +301,3 @@ def _overview(figures: Sequence[dict[str, str]]) -> str:
             lines.append(f"- [{_title(domain, family)}]({domain}/{family}.md): {names}")
         lines += ["", *_figures(f for f in figures if f["family"].startswith(domain + "/")), ""]
     return "\n".join(lines)
-
-
-def _speed() -> str:
-    lines = [
-        "# Speed",
-        "",
-        "Ratios are the peer's median over ours, both in one run on the same numbers and threads: above 1 we are faster. A line",
-        "below 1, or one that misses what we asked of it, stands here like the others. `python -m benchmarks TABLE` makes each",
-        "table anew on your machine.",
-        "",
-    ]
-    results = ROOT / "benchmarks" / "results"
-    for path in sorted({*results.glob("*_cpu.json")} - {*results.glob("jobs_*")}):  # a page of their own
-        content = json.loads(path.read_text())
-        rows = content["rows"]
-        name = path.stem.removesuffix("_cpu")
-        lines += [
-            f"## {name}",
-            "",
-            f"`python -m benchmarks {name}`, {_about(content)}.",
-            "",
-            "| what | size | ours, ms | peer, ms | ratio | asked | peer |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            if "text" in row:  # a line that compares nothing
-                lines.append(f"| {row['name']} | {row['shape']} | | | | | {row['text']} |")
-                continue
-            asked = (
-                ""
-                if row.get("target") is None
-                else f"{row['target']:g}" + ("" if row["met"] else " (missed)")
-            )
-            lines.append(
-                f"| {row['name']} | {row['shape']} | {row['ours_ms']:.2f} | {row['peer_ms']:.2f} |"
-                f" {row['ratio']:.2f} | {asked} | {row['peer']} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _parity() -> str:
-    lines = [
-        "# Parity",
-        "",
-        "The same weights give the same outputs: a model enters with recorded tensors of its original (`tests/golden`, with the",
-        "repository and commit that they are of), the exact number of parameters, and gradients. Where an original installs",
-        "cleanly it also runs beside ours; these are those runs.",
-        "",
-    ]
-    vision = json.loads((ROOT / "benchmarks/results/parity_vision.json").read_text())
-    rows = vision["rows"]
-    worst = max(row["outputs"] for row in rows)
-    lines += [
-        "## Images",
-        "",
-        f"`python -m benchmarks.parity`, {', '.join(f'{k} {v}' for k, v in vision['facts'].items())}: {sum(r['ok'] for r in rows)} of"
-        f" {len(rows)} agree, outputs to {worst:.1e}.",
-        "",
-        "| model | original | parameters | outputs differ | gradients differ |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        gradients = "" if row["gradients"] is None else f"{row['gradients']:.1e}"
-        lines.append(
-            f"| `{row['name']}` | {row['original']} | {row['parameters']:,} | {row['outputs']:.1e} | {gradients} |"
-        )
-    speech = json.loads((ROOT / "benchmarks/results/parity_speech.json").read_text())
-    lines += ["", "## Speech", "", "`python -m benchmarks.speech_parity`", ""]
-    lines += [
-        "| model | original | parameters | outputs differ | tokens, ours and theirs |",
-        "|---|---|---|---|---|",
-    ]
-    for row in speech["rows"]:
-        tokens = "" if row["tokens"] is None else f"{row['tokens']}, {row['peer_tokens']}"
-        outputs = ", ".join(f"{name} {value:.1e}" for name, value in row["outputs"].items())
-        lines.append(f"| `{row['name']}` | {row['peer']} | {row['parameters']:,} | {outputs} | {tokens} |")
-    return "\n".join([*lines, ""])
-
-
-def _faults() -> str:
-    results = ROOT / "benchmarks" / "results"
-    downloads, inputs = (results / "hub_faults.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
-    kills = json.loads((results / "kills.json").read_text())
-    total = sum(row["runner"] + row["worker"] for row in kills.values())
-    jobs = sum(row["jobs"] for row in kills.values())
-    lines = [
-        "# Faults and jobs",
-        "",
-        "What was broken on purpose, and what came of it; [threats](threats.md) says what holds against what.",
-        "",
-        "## Downloads",
-        "",
-        "From a server on loopback that speaks the hub's protocol: what had the right hash was taken, the rest refused.",
-        "`pytest -m slow tests/core/test_hostile.py`",
-        "",
-        downloads,
-        "",
-        "## Hostile inputs",
-        "",
-        "Mutated at random, by the same command: refused in a line, or harmless and taken; none crashed, nothing was executed.",
-        "",
-        inputs,
-        "",
-        "## Kills",
-        "",
-        f"{total} times SIGKILL at random moments of {jobs} [batch jobs](how-to/jobs.md), resumed until done: the same bytes as an undisturbed job, each",
-        "time. `pytest -m slow tests/apps/test_jobs_kills.py`",
-        "",
-        "| where the job ran | runners killed | workers killed | jobs | shards a job | same bytes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in kills.items():
-        lines.append(
-            f"| {KILLED[name]} | {row['runner']} | {row['worker']} | {row['jobs']} | {row['shards']} | {row['jobs']} |"
-        )
-    for path in sorted(results.glob("jobs_*.json")):
-        content = json.loads(path.read_text())
-        lines += ["", "## Throughput by engine", "", f"`python -m benchmarks jobs`, {_about(content)}.", ""]
-        lines += ["| engine | input | figures |", "|---|---|---|"]
-        for row in content["rows"]:
-            missed = "" if row["met"] else " (missed)"
-            lines.append(f"| {row['name']} | {row['shape']} | {row['text']}{missed} |")
-    return "\n".join([*lines, ""])
-
-
-def _about(content: dict[str, Any]) -> str:
-    """The date and the machine of a table."""
-    return f"{content['date']}: " + ", ".join(f"{k} {v}" for k, v in content["machine"].items())

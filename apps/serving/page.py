@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 
 from manyheads.apps.serving.app import Service
 from manyheads.apps.serving.guard import PAGE
-from manyheads.apps.serving.payload import Payload, Settings, Work
+from manyheads.apps.serving.payload import Payload, Served, Settings, Work
 from manyheads.apps.serving.queue import Model, Refused
+from manyheads.core import hub
 from manyheads.core.errors import UsageError
 
 KEPT_S = 600  # seconds that an upload stays, at most twice
@@ -44,6 +45,10 @@ def mount(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def start() -> RedirectResponse:
         return RedirectResponse(PAGE)
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(status_code=204)
 
     gr.mount_gradio_app(
         app,
@@ -71,9 +76,15 @@ def page(service: Service) -> Any:
             for name, model in service.models.items():
                 served = model.plan.model
                 with gr.Tab(name):
-                    gr.Markdown(f"`{served.catalog_name}`, {served.task}")
+                    gr.Markdown(f"{_what(served)}, {served.task}")
                     build(served, asking(service, model))
     return blocks
+
+
+def _what(served: Served) -> str:
+    """The model's name, with that of the network in it where it has one."""
+    base = hub.read_config(served.folder).arguments.get("base")
+    return f"`{served.catalog_name}`" + (f" of `{base}`" if base else "")
 
 
 def asking(service: Service, model: Model) -> Ask:

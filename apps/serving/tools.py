@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ VOICES = 4  # players of separated speakers
 SHOWN = 12  # series that a picture of forecasts holds
 DIGITS = 4  # behind the point
 PAST = 3  # times the horizon, of the history in such a picture
+CARD = "display:inline-block;vertical-align:top;width:260px;background:#fff;border-radius:8px;margin:4px"
+CAPTION = "padding:0 8px 6px;color:#374151;font-size:12px;overflow-wrap:anywhere"
+HEIGHT = 320  # of a picture that is given, in pixels: a small one is not to become a strip
 
 
 def build(served: Served, ask: Ask) -> None:
@@ -45,7 +49,9 @@ def images(ask: Ask) -> None:
 
     with gr.Row():
         with gr.Column():
-            given = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard", "webcam"])
+            given = gr.Image(
+                label="Picture", type="filepath", sources=["upload", "clipboard", "webcam"], height=HEIGHT
+            )
             button = gr.Button("Classify", variant="primary")
         with gr.Column():
             bars = gr.Label(label="Classes", num_top_classes=CLASSES)
@@ -99,27 +105,40 @@ def series(ask: Ask) -> None:
 def _fan(content: bytes, forecasts: pd.DataFrame) -> Any:
     """Draw each series' last steps, its forecast, and the bands between pairs of quantiles."""
     import pandas as pd
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     past = _long(pd.read_csv(io.BytesIO(content)))
     names = list(forecasts["unique_id"].unique())[:SHOWN]
-    figure = Figure(figsize=(9, 2.1 * len(names) + 0.6), layout="constrained")
-    axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+    alike = forecasts.groupby("unique_id")["ds"].agg(tuple).nunique() == 1
+    figure = Figure(figsize=(8, 1.7 * len(names) + 0.6), layout="constrained")
+    axes = figure.subplots(len(names), 1, squeeze=False, sharex=alike)[:, 0]
     names_of = [str(column) for column in forecasts if str(column).startswith("yhat_q")]
     quantiles = sorted((float(name.removeprefix("yhat_q")), name) for name in names_of)
+    pairs = [pair for pair in zip(quantiles, reversed(quantiles), strict=True) if pair[0] < pair[1]]
     for axis, name in zip(axes, names, strict=True):
         ahead = forecasts[forecasts["unique_id"] == name]
         when = pd.to_datetime(ahead["ds"], errors="coerce")
         if past is not None:
             own = past[past["unique_id"].astype(str) == str(name)].tail(PAST * len(ahead))
-            axis.plot(pd.to_datetime(own["ds"], errors="coerce"), own["y"], color="#6b7280", linewidth=1)
-        for (a, low), (b, high) in zip(quantiles, reversed(quantiles), strict=True):
-            if a < b:
-                axis.fill_between(when, ahead[low], ahead[high], color="#6366f1", alpha=0.2, linewidth=0)
-        axis.plot(when, ahead["yhat"], color="#4f46e5", linewidth=1.6)
-        axis.set_title(str(name), fontsize=9, loc="left")
-        axis.tick_params(labelsize=8)
+            before = pd.to_datetime(own["ds"], errors="coerce")
+            axis.plot(before, own["y"], color="#6b7280", linewidth=1, label="past")
+        for i, ((a, low), (b, high)) in enumerate(pairs):  # the widest and lightest first
+            shade = _shade(0.2 + 0.4 * i / len(pairs))
+            told = f"{a:g} to {b:g}"
+            axis.fill_between(when, ahead[low], ahead[high], color=shade, linewidth=0, label=told)
+        axis.plot(when, ahead["yhat"], color="#4f46e5", linewidth=1.6, label="forecast")
+        axis.set_title(str(name), fontsize=11, loc="left")
+        locator = AutoDateLocator(maxticks=7)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
+
+
+def _shade(strength: float) -> tuple[float, float, float]:
+    """The forecast's colour, mixed with white."""
+    return 1 - 0.61 * strength, 1 - 0.6 * strength, 1 - 0.05 * strength
 
 
 def _long(frame: pd.DataFrame) -> pd.DataFrame | None:
@@ -207,13 +226,15 @@ def molecules(ask: Ask) -> None:
         _need(smiles, "a SMILES")
         found = await ask(Table("smiles", {"smiles": list(smiles), "id": list(smiles)}))
         good = [str(row["id"]) for row in found["rows"]]
-        return _frame(found), "".join(_drawing(each) for each in good[:SHOWN])
+        frame = _frame(found).rename(columns={"id": "SMILES"})
+        last = sorted(frame, key=lambda name: name == "SMILES")  # long: a narrow window shows what is first
+        return frame[last], "".join(_drawing(each) for each in good[:SHOWN])
 
     button.click(run, given, [rows, drawn], api_visibility="private")
 
 
 def _drawing(smiles: str) -> str:
-    """A molecule as SVG, on a light ground."""
+    """A molecule as SVG, on a light ground, with its SMILES below."""
     from rdkit import Chem
     from rdkit.Chem.Draw import rdMolDraw2D
 
@@ -224,7 +245,8 @@ def _drawing(smiles: str) -> str:
     drawer.DrawMolecule(molecule)
     drawer.FinishDrawing()
     svg = drawer.GetDrawingText().partition("?>")[2] or drawer.GetDrawingText()
-    return f'<span style="display:inline-block;background:#fff;border-radius:8px;margin:4px">{svg}</span>'
+    told = f'<div style="{CAPTION}">{html.escape(smiles)}</div>'
+    return f'<div style="{CARD}">{svg}{told}</div>'
 
 
 def network(ask: Ask) -> None:

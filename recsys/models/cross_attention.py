@@ -1,4 +1,4 @@
-"""A text and who wrote it: its tokens attend to the customer's variables, then the text is classified.
+"""Texts with their writers' variables: a text's tokens attend to the variables, then the text is classified.
 
 The text's tokens are the queries, the variables (age, region, habits ...) the keys and values. The system is
 known from its abstract alone ("consumer preferences BERT and cross-attention"): the layers' form is ours.

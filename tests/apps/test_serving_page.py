@@ -1,7 +1,7 @@
 """The page: what it shows, that it asks no one else, and in a browser filled, clicked and read.
 
-The browser's test is slow and needs Chromium and playwright: `pytest -m slow tests/apps/test_ui.py`; with
-MANYHEADS_PICTURES set to a folder it leaves pictures of each tool, wide and narrow, light and dark, there.
+The browser test is slow, and needs Chromium and playwright: `pytest -m slow tests/apps/test_serving_page.py`.
+With MANYHEADS_PICTURES set to a folder it leaves pictures of the tools there: wide, narrow, light and dark.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     for kind in ("src", "href"):
         for address in re.findall(rf'{kind}="(https?:)?//([^/"]+)', found.text):
             assert address[1].startswith("127.0.0.1"), address
+    assert server.client.get("/favicon.ico").status_code == 204
     assert server.client.get("/v1/models").headers["content-security-policy"].startswith("default-src 'none'")
 
 
@@ -84,12 +85,15 @@ def test_pictures_of_forecasts():
     figure = page_tools._fan(past.to_csv(index=False).encode(), forecasts)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
     assert all(len(axis.lines) == 2 and len(axis.collections) == 1 for axis in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["past", "0.1 to 0.9", "forecast"]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
     assert list(page_tools._long(past).columns) == ["unique_id", "ds", "y"]
     assert page_tools._long(past[["date"]]) is None
 
 
 def test_drawings_and_tables():
     assert page_tools._drawing("CCO").count("<svg") == 1
+    assert ">C[C@@H](N)C-&gt;[Cu]</div>" in page_tools._drawing("C[C@@H](N)C->[Cu]")
     assert page_tools._drawing("no molecule") == page_tools._drawing("C" * 300) == ""
     assert page_tools._columns(b"a,b\n1,x\n,y\n") == {"a": [1.0, None], "b": ["x", "y"]}
 

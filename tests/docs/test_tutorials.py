@@ -19,7 +19,8 @@ import yaml
 
 from manyheads.apps import checking, cli, options
 from manyheads.apps.options import configs
-from manyheads.core.catalog import DOMAINS
+from manyheads.core.catalog import DOMAINS, create_model
+from manyheads.core.datasets import datasets
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "docs" / "how-to" / "own-model.md"
@@ -112,3 +113,29 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
         domain, _, family = figure["family"].partition("/")
         assert (ROOT / domain / "models" / f"{family}.py").is_file(), figure
         assert not figure["config"] or figure["config"] in configs(domain), figure
+
+
+def test_the_sizes_of_the_forecasters_are_those_of_their_configs():
+    figures = yaml.safe_load((ROOT / "docs" / "figures.yaml").read_text(encoding="utf-8"))
+    checked = 0
+    for figure in figures:
+        domain = figure["family"].partition("/")[0]
+        if domain != "timeseries" or not figure["config"]:
+            continue
+        config = yaml.safe_load(options.resolve_config(domain, figure["config"]).read_text(encoding="utf-8"))
+        if config.get("task", "forecast") == "forecast":
+            steps = {name: config["data"][name] for name in ("seq_len", "pred_len")}
+            model = create_model(config["model"]["name"], **steps, **config["model"].get("arguments", {}))
+            assert f"{sum(p.numel() for p in model.parameters()):,}" == figure["parameters"], figure
+            checked += 1
+    assert checked == 8
+
+
+def test_each_data_set_says_where_it_comes_from():
+    origins = yaml.safe_load((ROOT / "docs" / "origins.yaml").read_text(encoding="utf-8"))
+    by_hand = {
+        each.name
+        for each in datasets()
+        if not each.files[0].embedded and not all(file.address for file in each.files)
+    }
+    assert set(origins) == by_hand

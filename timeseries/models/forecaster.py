@@ -1,4 +1,4 @@
-"""Any base model with covariates, scaled windows and an output of any kind around it.
+"""Forecasters with covariates: any base model, with scaled windows and an output of any kind around it.
 
 Source: windows are standardised as in arXiv 2310.06625, or divided by their mean size as in arXiv 1704.04110;
 both with the observed values alone.

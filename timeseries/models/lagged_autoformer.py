@@ -1,4 +1,4 @@
-"""Autoformer for prediction, as the transformers library has it: lags in, all steps' distributions out.
+"""Autoformer of the transformers library: lags in, all steps' distributions out.
 
 Source: transformers 5.23 (AutoformerForPrediction), after arXiv 2106.13008.
 """

@@ -1,4 +1,4 @@
-"""Informer for prediction, as the transformers library has it: lags in, a distribution out, step after step.
+"""Informer of the transformers library: lags in, a distribution out, step after step.
 
 Its attention chooses by other counts than the paper's, nothing mixes heads and steps, there are no final
 norms, and the decoder writes one step at a time, each from samples of those before.

@@ -1,4 +1,4 @@
-"""Windows rebuilt from what is observed of them: the network under imputation and anomaly scores.
+"""Filling gaps and finding anomalies: windows rebuilt from what is observed of them.
 
 As in the time-series library, a forecaster whose horizon is its own window serves as the network; gaps are
 zeros after the window is standardised by its observed values.
