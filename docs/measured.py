@@ -121,6 +121,52 @@ def _recorded() -> Counter[tuple[str, str, str]]:
     return found
 
 
+def faults() -> str:
+    """What was broken on purpose, and the throughput of jobs."""
+    downloads, inputs = (RESULTS / "hub_faults.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
+    kills = json.loads((RESULTS / "kills.json").read_text())
+    total = sum(row["runner"] + row["worker"] for row in kills.values())
+    jobs = sum(row["jobs"] for row in kills.values())
+    lines = [
+        "# Faults and jobs",
+        "",
+        "What was broken on purpose, and what came of it; [threats](threats.md) says what holds against what.",
+        "",
+        "## Downloads",
+        "",
+        "From a server on loopback that speaks the hub's protocol: what had the right hash was taken, the rest refused.",
+        "`pytest -m slow tests/core/test_hostile.py`",
+        "",
+        downloads,
+        "",
+        "## Hostile inputs",
+        "",
+        "Mutated at random, by the same command: refused in a line, or harmless and taken; none crashed, nothing was executed.",
+        "",
+        inputs,
+        "",
+        "## Kills",
+        "",
+        f"{total} times SIGKILL at random moments of {jobs} [batch jobs](how-to/jobs.md), resumed until done: the same bytes as an undisturbed job, each",
+        "time. `pytest -m slow tests/apps/test_jobs_kills.py`",
+        "",
+        "| where the job ran | runners killed | workers killed | jobs | shards a job | same bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in kills.items():
+        lines.append(
+            f"| {KILLED[name]} | {row['runner']} | {row['worker']} | {row['jobs']} | {row['shards']} | {row['jobs']} |"
+        )
+    for path in sorted(RESULTS.glob("jobs_*.json")):
+        content = json.loads(path.read_text())
+        lines += ["", "## Throughput by engine", "", f"`python -m benchmarks jobs`, {_about(content)}.", ""]
+        lines += ["| engine | input | figures |", "|---|---|---|"]
+        for row in content["rows"]:
+            missed = "" if row["met"] else " (missed)"
+            lines.append(f"| {row['name']} | {row['shape']} | {row['text']}{missed} |")
+    return "\n".join([*lines, ""])
+
+
 def _about(content: dict[str, Any]) -> str:
     """The date and the machine of a table."""
     return f"{content['date']}: " + ", ".join(f"{k} {v}" for k, v in content["machine"].items())
