@@ -206,7 +206,7 @@ def as_text(batch: tuple[float, float], rows: Sequence[Row], single: Sequence[di
             lines.append(f"\nHostile answers meanwhile: {statuses}; not allowed: {wrong}.")
     if single:
         lines += [
-            "\n# Hostile requests, one by one\n",
+            "\n## Hostile requests, one by one\n",
             "| request | answer | allowed | s |",
             "|---|---|---|---|",
         ]

@@ -1,6 +1,7 @@
 """The server under load and under attack, for a minute each, on a machine with two free cores.
 
-`pytest -m slow tests/apps/test_serving_load.py -s` prints the tables; it takes six minutes.
+`pytest -m slow tests/apps/test_serving_load.py -s` prints the tables; it takes six minutes. The throughput, of
+which it prints what share of a batch job's it is, is a figure of `benchmarks.serving`, not a test's.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ def test_three_hundred_clients_and_an_attack_beside_them(tmp_path):
         assert row["statuses"]["429"] > 0, "it was no load"
         assert row["p99"] <= 30
         assert row["memory_after"] <= 1.05 * row["memory_before"] + 50
-    assert alone["of_batch"] >= 0.9
     assert attacked["wrong"] == {}
     assert attacked["answers"] > 0
     assert sum(attacked["hostile"].values()) > 50
