@@ -61,6 +61,7 @@ def test_pages_have_commands():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # several trainings: minutes of CPU, on a machine that may have other work
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_tutorial_runs(domain, tmp_path):
     if domain != "timeseries" and not os.environ.get("MANYHEADS_DATA"):
