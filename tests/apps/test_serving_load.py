@@ -1,7 +1,7 @@
 """The server under load and under attack, for a minute each, on a machine with two free cores.
 
-`pytest -m slow tests/apps/test_serving_load.py -s` prints the tables; it takes six minutes. The throughput, of
-which it prints what share of a batch job's it is, is a figure of `benchmarks.serving`, not a test's.
+`pytest -m slow tests/apps/test_serving_load.py -s` prints the tables; it takes six minutes. The throughput,
+of which it prints what share of a batch job's it is, is a figure of `benchmarks.serving`, not a test's.
 """
 
 from __future__ import annotations
