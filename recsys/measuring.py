@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from manyheads.core.errors import UsageError
@@ -118,7 +119,10 @@ class Measuring:
     def add(self, factors: Factors, asked: Asked) -> None:
         """Rank a batch's targets."""
         assert self._evaluation is not None
-        self._evaluation.add(factors, asked)
+        queries, items, bias = factors
+        plain = Factors(queries.float(), items.float(), None if bias is None else bias.float())
+        with torch.autocast(queries.device.type, enabled=False):  # bfloat16 makes ties of close scores
+            self._evaluation.add(plain, asked)
 
     def end(self, task: LightningModule, data: Asking, part: Part) -> dict[str, float]:
         """Log a part's figures and popularity's: of validation those that a picture shows, of a test all.

@@ -216,7 +216,7 @@ class Recommender(LightningModule):
 
     def _rank(self, batch: Asked) -> None:
         queries = self.model.queries(batch.histories)
-        self.measuring.add(Factors(queries.float(), *self._items()), batch)
+        self.measuring.add(Factors(queries, *self._items()), batch)
 
     def _items(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.model.items()
