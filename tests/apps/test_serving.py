@@ -32,13 +32,15 @@ class FakeWorker:
     def __init__(self, connection, arguments):
         self.connection, self.cancelled = connection, arguments[2]
         self.batches, self.seen, self.starts = [], [], 0
+        self.closing = threading.Lock()  # closed twice at once, it would close another's file
         self.thread = threading.Thread(target=self.work, daemon=True)
 
     def start(self):
         self.thread.start()
 
     def kill(self):
-        self.connection.close()
+        with self.closing:
+            self.connection.close()
 
     def join(self, timeout=None):
         pass
@@ -53,7 +55,7 @@ class FakeWorker:
                 for place, work in enumerate(works):
                     [what] = work.payload.columns["do"]
                     if what == "die":
-                        self.connection.close()
+                        self.kill()
                         return
                     stubborn = str(what).endswith("!")
                     end = time.monotonic() + float(str(what).rstrip("!"))
