@@ -130,15 +130,20 @@ def _inputs(
     return what.draw, "random numbers"
 
 
+def _log(path: Path) -> object:
+    from manyheads.recsys.published import read_ratings
+
+    return read_ratings(path)
+
+
 def _known(domain: str, predictor: Any) -> Iterator[tuple[str, object]]:
     """Yield the domain's data that are on this machine."""
     from manyheads.core import datasets
-    from manyheads.recsys.published import read_ratings
 
     for name in SAMPLES[domain]:
         path = datasets.present(datasets.find(name))
         if path is not None:
-            yield name, read_ratings(path) if domain == "recsys" else str(path)
+            yield name, _log(path) if domain == "recsys" else str(path)
     if domain == "graph" and predictor.preprocessing.input == "smiles":
         import pandas as pd
 

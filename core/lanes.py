@@ -97,6 +97,18 @@ def _spread(builder, lanes, number):
 
 
 @intrinsic
+def spread_from(typing, x, place):
+    """A number of the flattened array in all lanes."""
+    lanes = _LANES[x.dtype]
+
+    def build(context, builder, signature, args):
+        data = make_array(signature.args[0])(context, builder, args[0]).data
+        return _spread(builder, lanes, builder.load(builder.gep(data, [args[1]], inbounds=True)))
+
+    return lanes(x, types.intp), build
+
+
+@intrinsic
 def spread(typing, x):
     """One number in all lanes: eight of a float64, sixteen of a float32."""
     lanes = _LANES[x]

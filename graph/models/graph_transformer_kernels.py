@@ -69,12 +69,6 @@ def cut(source, target, nodes):
 
 
 @kernel
-def _piece(cuts, part, parts):
-    """The first piece of a part."""
-    return (cuts.shape[0] - 1) * part // parts
-
-
-@kernel
 def ends(cuts, part, parts):
     """The first piece of a part, and the one behind it."""
     pieces = cuts.shape[0] - 1
@@ -105,43 +99,12 @@ def forward(
             rooms[layer], rows, width, wide, edges[0].size, heads
         )
         _turn(here, weights, turned, threads)
-        part = take(here, 2)
-        while part < parts:
-            first, last = ends(cuts, part, parts)
-            for s in range(2):
-                counts[s, part] = cuts[last, s] - cuts[first, s]
-            for piece in range(first, last):
-                a, b = cuts[piece], cuts[piece + 1]
-                if layer:
-                    _norm(before, norms2, x, a, b)
-                _project(x, turned[0], projected, a, b)
-                if closed:
-                    _attend(projected, mixed, edges, options, logits, shares, a[0], b[0])
-                    _sum(x, mixed, turned[0], biases, total, sums, part, cuts[first], a, b)
-            part = take(here, 2)
-        meet(here, 3, threads)
-        if not closed:
-            part = take(here, 4)
-            while part < parts:
-                first, last = ends(cuts, part, parts)
-                _attend(projected, mixed, edges, options, logits, shares, cuts[first, 0], cuts[last, 0])
-                part = take(here, 4)
-            meet(here, 5, threads)
-            part = take(here, 6)
-            while part < parts:
-                first, last = ends(cuts, part, parts)
-                _sum(x, mixed, turned[0], biases, total, sums, part, cuts[first], cuts[first], cuts[last])
-                part = take(here, 6)
-            meet(here, 7, threads)
+        previous = before, norms2, layer > 0
+        attended = edges, options, projected, mixed, logits, shares
+        _front(here, previous, x, turned[0], biases, attended, total, sums, counts, cuts, closed, threads)
         _merge(here, 8, sums, counts, numbers[layer], 0, norms, biases, running[layer], threads)
-        part = take(here, 10)
-        while part < parts:
-            first, last = ends(cuts, part, parts)
-            for s in range(2):
-                net = turned[1][s], weights[3][s], turned[2][s], biases[2 + s]
-                _inner(total[s], norms[s], net, second[s], sums[s][part], cuts[first, s], cuts[last, s])
-            part = take(here, 10)
-        meet(here, 11, threads)
+        nets = turned[1], weights[3], turned[2], biases
+        _inners(here, total, norms, nets, second, sums, cuts, threads)
         _merge(here, 12, sums, counts, numbers[layer], 1, norms, biases, running[layer], threads)
         x = following
     part = take(slots, 14)
@@ -149,6 +112,55 @@ def forward(
         first, last = ends(cuts, part, parts)
         _norm(second, norms, out, cuts[first], cuts[last])
         part = take(slots, 14)
+
+
+@kernel
+def _front(slots, previous, x, weights, biases, attended, total, sums, counts, cuts, closed, threads):
+    """Up to the first norm: a piece at a time where pieces are closed."""
+    parts, (before, norms, normed) = counts.shape[1], previous
+    mixed = attended[3]
+    part = take(slots, 2)
+    while part < parts:
+        first, last = ends(cuts, part, parts)
+        for s in range(2):
+            counts[s, part] = cuts[last, s] - cuts[first, s]
+        for piece in range(first, last):
+            a, b = cuts[piece], cuts[piece + 1]
+            if normed:
+                _norm(before, norms, x, a, b)
+            _project(x, weights, attended[2], a, b)
+            if closed:
+                _attend(attended, a[0], b[0])
+                _sum(x, mixed, weights, biases, total, sums, part, cuts[first], a, b)
+        part = take(slots, 2)
+    meet(slots, 3, threads)
+    if closed:
+        return
+    for phase in (4, 6):
+        part = take(slots, phase)
+        while part < parts:
+            first, last = ends(cuts, part, parts)
+            a, b = cuts[first], cuts[last]
+            if phase == 4:
+                _attend(attended, a[0], b[0])
+            else:
+                _sum(x, mixed, weights, biases, total, sums, part, a, a, b)
+            part = take(slots, phase)
+        meet(slots, phase + 1, threads)
+
+
+@kernel
+def _inners(slots, total, norms, nets, second, sums, cuts, threads):
+    """The first norm, and the net around which it is added."""
+    parts, (expand, expand_bias, contract, biases) = sums[0].shape[0], nets
+    part = take(slots, 10)
+    while part < parts:
+        first, last = ends(cuts, part, parts)
+        for s in range(2):
+            net = expand[s], expand_bias[s], contract[s], biases[2 + s]
+            _inner(total[s], norms[s], net, second[s], sums[s][part], cuts[first, s], cuts[last, s])
+        part = take(slots, 10)
+    meet(slots, 11, threads)
 
 
 @kernel
@@ -189,8 +201,8 @@ def _project(x, weights, out, first, last):
 
 
 @kernel
-def _attend(projected, mixed, edges, options, logits, shares, first, last):
-    q, k, v, edge = projected
+def _attend(attended, first, last):
+    edges, options, (q, k, v, edge), mixed, logits, shares = attended
     attend(
         q, k, v, edge, edges[0], edges[1], edges[2], edges[3], options[0], options[1], options[2], mixed[0],
         mixed[1], logits, shares, first, last,

@@ -103,17 +103,13 @@ def test_a_step_can_be_taken_back_twice_and_by_two_graphs(random_graphs, count):
     model = build(True)
     first, second = model(one).sum(), model(two).square().sum()
     weight = model.layers[0].attention.Q.weight
-    (alone,) = torch.autograd.grad(copy.deepcopy(model)(two).square().sum(), [weight], allow_unused=True) or (
-        None,
-    )
-    assert alone is None  # of the copy's own parameters
     (a,) = torch.autograd.grad(first, [weight], retain_graph=True)
     (b,) = torch.autograd.grad(second, [weight])
     (again,) = torch.autograd.grad(first, [weight])
     assert torch.equal(a, again)
     (fresh,) = torch.autograd.grad(model(two).square().sum(), [weight])
     assert torch.equal(b, fresh)
-    assert len(count) == 4
+    assert len(count) == 3
 
 
 def test_edges_that_somebody_looks_at(random_graphs):
